@@ -1,0 +1,80 @@
+# `make` alone lists the targets. Everything runs in $(VENV), which `make env` builds from requirements.lock.
+VENV   ?= .venv
+# The first interpreter from 3.11 up that can make a virtual environment; `make env PYTHON=...` names another.
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
+	$$p -c '$(CHECK)' 2>/dev/null && command -v $$p && break; done)
+CHECK  := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
+ARGS   ?=
+
+PY        := $(VENV)/bin/python
+STAMP     := $(VENV)/.made-from-lock
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+RUN       := $(PY) notebooks/reproduce.py
+
+# Same seed, same bytes: sets and dicts of strings keep their order from run to run.
+export PYTHONHASHSEED := 0
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help env reproduce paper smoke figures lab bench test test-slow lint lock clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-17s %s\n", $$1, $$2}'
+
+env: $(STAMP)  ## the environment, in .venv, from requirements.lock
+
+$(STAMP): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" && $(PYTHON) -c '$(CHECK)' || { \
+	  echo "make env needs Python 3.11 or newer with its venv module ($$(python3 -V 2>&1) is the default here)."; \
+	  echo "Install one (Debian: apt install python3-venv), or name it: make env PYTHON=/path/to/python3.12"; exit 1; }
+	@echo "Making $(VENV) with $$($(PYTHON) -V) from requirements.lock: a minute or two."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --quiet -r requirements.lock
+	@$(PY) -m pip install --quiet --no-deps -e .
+	@$(PY) -m ipykernel install --sys-prefix --name mdn --display-name "Python (mdn)" >/dev/null
+	@touch $@
+
+reproduce: env  ## the six notebooks on the quick preset -> runs/quick/index.html
+	@$(RUN) quick $(ARGS)
+
+paper: env  ## the same at the paper's size: 3,000 images, hours
+	@$(RUN) paper $(ARGS)
+
+smoke: env  ## the same in three minutes, to see that everything runs
+	@$(RUN) smoke $(ARGS)
+
+figures: env  ## regenerate figures/, always from stand-in micrographs
+	@$(RUN) quick --stand-ins --figures figures $(ARGS)
+
+lab: env  ## open JupyterLab on the notebooks
+	@$(PY) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks $(ARGS)
+
+bench: env  ## the side-by-side tables of benchmarks/
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; MPLBACKEND=Agg $(PY) $$script $(ARGS); done
+
+test: lint  ## lint, then the tests
+	@MPLBACKEND=Agg $(PY) -m pytest $(ARGS)
+
+test-slow: env  ## the long draws that `make test` leaves out
+	@MPLBACKEND=Agg $(PY) -m pytest -m slow $(ARGS)
+
+lint: env  ## ruff over modules and notebooks; notebooks hold no outputs
+	@$(PY) -m ruff check .
+	@$(if $(NOTEBOOKS),$(PY) -m nbstripout --verify $(NOTEBOOKS))
+
+lock:  ## pin anew what pyproject.toml asks for -> requirements.lock
+	@set -e; tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
+	$(PYTHON) -m venv "$$tmp/venv"; python="$$tmp/venv/bin/python"; \
+	"$$python" -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	print(*project["dependencies"], *project["optional-dependencies"]["test"], sep="\n")' > "$$tmp/wanted"; \
+	"$$python" -m pip install --quiet -r "$$tmp/wanted"; \
+	{ echo '# The whole environment, pinned. Written by `make lock` in a fresh environment of Python 3.11 or newer'; \
+	  echo '# from what pyproject.toml asks for (its test extra too); do not edit by hand.'; \
+	  "$$python" -m pip --isolated freeze | sed 's/^uvloop==.*/& ; sys_platform != "win32"/'; \
+	} > requirements.lock.part; mv requirements.lock.part requirements.lock; wc -l requirements.lock
+
+clean:  ## remove runs and caches; .venv and downloads stay
+	rm -rf runs .pytest_cache .ruff_cache build *.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	find notebooks -name .ipynb_checkpoints -prune -exec rm -rf {} +

@@ -1,0 +1,177 @@
+"""What sample preparation leaves on a micrograph (Sections II.A and III.a): one pure function a defect.
+
+Each takes an image, float32 [H, W] in [0, 1], a strength in [0, 1] and a key, and returns the image with the
+defect. A pixel counts as touched by a defect where the defect changes it by more than `VISIBLE`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float, UInt16
+from scipy import ndimage
+
+VISIBLE = 0.04  # of the grey range; about what the eye makes out beside the grain's own grey
+
+
+def generator(key: Array) -> np.random.Generator:
+    """A NumPy generator seeded by a `jax.random.key`: drawing a scratch needs loops, not arrays."""
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)))
+
+
+def smooth_noise(shape: tuple[int, int], scale: float, rng: np.random.Generator) -> Float[np.ndarray, "h w"]:
+    """Periodic Gaussian noise of correlation length `scale` pixels, scaled to zero mean and unit variance."""
+    noise = ndimage.gaussian_filter(rng.standard_normal(shape).astype(np.float32), scale, mode="wrap")
+    return (noise - noise.mean()) / (noise.std() + 1e-12)
+
+
+def _line(shape, rng, angle: float, width: float, length: float) -> Float[np.ndarray, "h w"]:
+    """Profile, 1 on the axis, of a slightly bent line whose depth varies along it and which ends somewhere."""
+    y, x = np.indices(shape, dtype=np.float32)
+    y, x = y - rng.uniform(0, shape[0]), x - rng.uniform(0, shape[1])
+    along, across = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
+    across = across + rng.normal(0, 2e-4) * along**2
+    fade = 1 / (1 + np.exp(np.clip((np.abs(along) - length / 2) / 4, -30, 30)))
+    wobble = 0.8 + 0.2 * np.sin(along / rng.uniform(15, 60) + rng.uniform(0, 6))
+    return np.exp(-0.5 * (across / width) ** 2) * fade * wobble
+
+
+def deep_scratch(
+    image: Float[np.ndarray, "h w"], *, strength: float, key: Array
+) -> Float[np.ndarray, "h w"]:
+    """A few dark polishing scratches, 1-3 px wide, in any direction."""
+    rng, dark = generator(key), np.zeros_like(image)
+    for _ in range(rng.integers(1, 3 + round(4 * strength))):
+        line = _line(image.shape, rng, rng.uniform(0, math.pi), rng.uniform(0.5, 1.4), rng.uniform(40, 500))
+        dark = np.maximum(dark, line * rng.uniform(0.4, 0.5 + 0.5 * strength))
+    return image * (1 - dark)
+
+
+def faint_scratch(
+    image: Float[np.ndarray, "h w"], *, strength: float, key: Array
+) -> Float[np.ndarray, "h w"]:
+    """A family of fine polishing marks along one direction, darker or brighter than the grain."""
+    rng, change = generator(key), np.zeros_like(image)
+    angle = rng.uniform(0, math.pi)
+    for _ in range(rng.integers(4, 8 + round(16 * strength))):
+        line = _line(image.shape, rng, angle + rng.normal(0, 0.06), rng.uniform(0.4, 0.8), rng.uniform(30, 400))
+        change += line * rng.uniform(0.05, 0.08 + 0.22 * strength) * rng.choice([-1, -1, -1, 1])
+    return np.clip(image * (1 + change), 0, 1)
+
+
+def etch_pit(image: Float[np.ndarray, "h w"], *, strength: float, key: Array) -> Float[np.ndarray, "h w"]:
+    """Dark round pits, many small and a few large, denser in some places than in others."""
+    rng, dark = generator(key), np.zeros_like(image)
+    density = np.exp(smooth_noise(image.shape, 0.12 * min(image.shape), rng)).ravel()
+    for radius in (0.6, 1.0, 1.8, 3.0):
+        count = rng.poisson(2e-3 * strength * image.size / (1 + radius) ** 2)
+        spots = np.zeros(image.size, np.float32)
+        spots[rng.choice(image.size, count, p=density / density.sum())] = rng.uniform(0.4, 1.2, count)
+        blurred = ndimage.gaussian_filter(spots.reshape(image.shape), radius, mode="wrap")
+        dark = np.maximum(dark, np.minimum(blurred * 2 * math.pi * radius**2, 0.9))
+    return image * (1 - dark)
+
+
+def water_stain(image: Float[np.ndarray, "h w"], *, strength: float, key: Array) -> Float[np.ndarray, "h w"]:
+    """One or more dried drops: a faint tint inside, a darker rim."""
+    rng = generator(key)
+    height = smooth_noise(image.shape, rng.uniform(0.05, 0.12) * min(image.shape), rng) - rng.uniform(0.8, 1.8)
+    inside = 1 / (1 + np.exp(np.clip(-height / 0.05, -30, 30)))
+    rim = np.exp(-0.5 * (height / 0.08) ** 2)
+    return image * (1 - strength * (rng.uniform(0.1, 0.35) * inside + rng.uniform(0.2, 0.5) * rim))
+
+
+def speckle(image: Float[np.ndarray, "h w"], *, strength: float, key: Array) -> Float[np.ndarray, "h w"]:
+    """Grain of the surface and of the sensor: multiplicative noise, correlated over a pixel or less."""
+    rng = generator(key)
+    noise = smooth_noise(image.shape, rng.uniform(0.2, 0.9), rng)
+    return np.clip(image * (1 + 0.2 * strength * noise), 0, 1)
+
+
+def thick_boundary(
+    image: Float[np.ndarray, "h w"], boundaries: Bool[np.ndarray, "h w"], *, strength: float, key: Array
+) -> Float[np.ndarray, "h w"]:
+    """Corroded boundary layers: dark, ragged, a few pixels wide, on part of the network of boundaries."""
+    rng = generator(key)
+    distance = ndimage.distance_transform_edt(~boundaries)
+    where = smooth_noise(image.shape, 0.1 * min(image.shape), rng) > rng.uniform(-0.8, 1.0)
+    width = (1 + 2.5 * strength) * where * np.clip(1 + 0.4 * smooth_noise(image.shape, 1.5, rng), 0.2, None)
+    layer = np.clip(width - distance + 0.5, 0, 1) * rng.uniform(0.4, 0.85)
+    return image * (1 - ndimage.gaussian_filter(layer, 0.7))
+
+
+def illumination(image: Float[np.ndarray, "h w"], *, strength: float, key: Array) -> Float[np.ndarray, "h w"]:
+    """Uneven illumination: a slope across the field and a darker rim."""
+    rng = generator(key)
+    y, x = (np.linspace(-1, 1, n, dtype=np.float32) for n in image.shape)
+    angle = rng.uniform(0, 2 * math.pi)
+    slope = math.cos(angle) * x[None, :] + math.sin(angle) * y[:, None]
+    rim = x[None, :] ** 2 + y[:, None] ** 2
+    field = 1 + strength * (rng.uniform(0, 0.3) * slope - rng.uniform(0, 0.2) * rim)
+    return np.clip(image * field, 0, 1).astype(image.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DefectStrengths:
+    """Strength of each defect in [0, 1]; 0 leaves it out. The order of the fields is that of the mask's bits.
+
+    Raises:
+        ValueError: naming a strength outside [0, 1].
+    """
+
+    deep_scratch: float = 0.5
+    faint_scratch: float = 0.5
+    etch_pit: float = 0.5
+    water_stain: float = 0.3
+    speckle: float = 0.2
+    thick_boundary: float = 0.2
+    illumination: float = 0.2
+
+    def __post_init__(self):
+        for field in fields(self):
+            if not 0 <= getattr(self, field.name) <= 1:
+                raise ValueError(f"{field.name} must lie in [0, 1], got {getattr(self, field.name)!r}")
+
+    @classmethod
+    def draw(cls, key: Array) -> DefectStrengths:
+        """Strengths of one of the varied pairs: each defect is there in six images of ten."""
+        rng = generator(key)
+        return cls(**{name: float(rng.uniform(0.05, 1) * (rng.uniform() < 0.6)) for name in KINDS})
+
+
+KINDS = tuple(field.name for field in fields(DefectStrengths))
+
+
+def add_defects(
+    image: Float[np.ndarray, "h w"],
+    boundaries: Bool[np.ndarray, "h w"],
+    *,
+    strengths: DefectStrengths,
+    key: Array,
+) -> tuple[Float[np.ndarray, "h w"], UInt16[np.ndarray, "h w"]]:
+    """All defects on one image, Fig. 1b to 1c.
+
+    Args:
+        image: [H, W] in [0, 1].
+        boundaries: grain boundaries, which corrosion follows.
+        strengths: one strength a kind.
+        key: a `jax.random.key`.
+
+    Returns:
+        The image with its defects, and a bit mask: bit k is set where kind `KINDS[k]` is visible.
+    """
+    bits = np.zeros(image.shape, np.uint16)
+    order = ("thick_boundary", "water_stain", "etch_pit", "faint_scratch", "deep_scratch", "speckle", "illumination")
+    for kind in order:  # as they come about: etching, drying, handling, imaging
+        strength = getattr(strengths, kind)
+        if strength == 0:
+            continue
+        key, this = jax.random.split(key)
+        arguments = (image, boundaries) if kind == "thick_boundary" else (image,)
+        after = globals()[kind](*arguments, strength=strength, key=this).astype(np.float32)
+        bits |= np.where(np.abs(after - image) > VISIBLE, np.uint16(1 << KINDS.index(kind)), np.uint16(0))
+        image = after
+    return image, bits

@@ -1,0 +1,357 @@
+"""Real micrographs (App. B, Fig. 1f): image files with their calibration, and the registry of references.
+
+Grey is [H, W], colour [H, W, 3], rows first. Of a TIFF with many pages the first is read; palette and CMYK
+become RGB; alpha is dropped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import os
+import time
+import tomllib
+import uuid
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pooch
+import requests
+import tifffile
+from jaxtyping import Bool, Float
+from PIL import Image, ImageOps, PngImagePlugin
+
+ACCEPTED = ("TIFF (8 or 16 bit unsigned, or float), PNG (8 bit, or 16 bit grey) or JPEG, "
+            "grey [H, W] or colour [H, W, 3], not empty, finite")
+UNIT_UM = {"nm": 1e-3, "um": 1.0, "µm": 1.0, "μm": 1.0, "\\u00b5m": 1.0, "micron": 1.0, "microns": 1.0,
+           "micrometer": 1.0, "micrometre": 1.0, "mm": 1e3, "cm": 1e4}
+COARSEST_UM = 10.0      # a resolution coarser than this is a screen's or a printer's, no microscope's
+SPLITS = {"train": (0.0, 0.5), "validation": (0.5, 0.75), "test": (0.75, 1.0)}
+KEPT_TAGS = ("Software", "DateTime", "XResolution", "YResolution", "ResolutionUnit")
+REC_601 = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Micrograph:
+    """Pixels [H, W] or [H, W, 3], um per pixel (None where unknown), and what else the file says."""
+
+    pixels: np.ndarray
+    um_per_px: float | None = None
+    metadata: dict = dataclasses.field(default_factory=dict)
+
+
+def check_image(image, name: str = "image", color: bool = True) -> np.ndarray:
+    """Return `image` as an array if it is one that mdn takes, else raise a ValueError that says why not.
+
+    Taken: [H, W], or [H, W, 3] where `color`; bool, uint8, uint16 or float; not empty; finite.
+    """
+    taken = "[H, W] or [H, W, 3]" if color else "[H, W]"
+    taken = f"accepted: {taken}, not empty, finite, of dtype bool, uint8, uint16 or float"
+    try:
+        image = np.asarray(image)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: {type(image).__name__} is no array ({error}); {taken}") from None
+    given = f"{name}: shape {image.shape}, dtype {image.dtype}"
+    if image.dtype not in (np.bool_, np.uint8, np.uint16) and not np.issubdtype(image.dtype, np.floating):
+        raise ValueError(f"{given}; {taken}")
+    if not (image.ndim == 2 or (color and image.ndim == 3 and image.shape[-1] == 3)) or image.size == 0:
+        raise ValueError(f"{given}; {taken}")
+    if not np.isfinite(image).all():
+        raise ValueError(f"{given}, holds NaN or infinity; {taken}")
+    return image
+
+
+def grey_range(pixels: np.ndarray) -> tuple[float, float]:
+    """Black and white: 0 and an integer's largest; 0 and 1 for floats in between, else their own range."""
+    if np.issubdtype(pixels.dtype, np.unsignedinteger):
+        return 0.0, float(np.iinfo(pixels.dtype).max)
+    low, high = float(pixels.min()), float(pixels.max())
+    return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
+
+
+def to_float(pixels: np.ndarray) -> np.ndarray:
+    """float32 in [0, 1]: (p - black) / (white - black), black and white as in `grey_range`."""
+    pixels = check_image(pixels, "pixels")
+    black, white = grey_range(pixels)
+    scaled = (pixels.astype(np.float64) - black) / ((white - black) or 1.0)
+    return scaled.astype(np.float32)
+
+
+def from_float(image: np.ndarray, dtype, grey_range: tuple[float, float] = (0.0, 1.0)) -> np.ndarray:
+    """[0, 1] back to `dtype`: clipped, integers rounded, floats stretched to the `grey_range` they had."""
+    dtype = np.dtype(dtype)
+    if dtype == np.bool_:
+        return np.asarray(image) >= 0.5
+    if np.issubdtype(dtype, np.unsignedinteger):
+        return np.rint(np.clip(image, 0, 1).astype(np.float64) * np.iinfo(dtype).max).astype(dtype)
+    black, white = grey_range
+    return (black + np.clip(image, 0, 1).astype(np.float64) * (white - black)).astype(dtype)
+
+
+def luminance(pixels: np.ndarray) -> np.ndarray:
+    """Luminance float32 [H, W] in [0, 1]: Y = 0.299 R + 0.587 G + 0.114 B (Rec. 601); grey as it is."""
+    image = to_float(pixels)
+    return image if image.ndim == 2 else image @ REC_601
+
+
+def with_luminance(rgb: Float[np.ndarray, "h w 3"], new: Float[np.ndarray, "h w"]) -> np.ndarray:
+    """`rgb` of another luminance: Y' - Y on each channel keeps Cb ~ B - Y and Cr ~ R - Y; clipped."""
+    return np.clip(rgb + (new - rgb @ REC_601)[..., None], 0, 1).astype(np.float32)
+
+
+def read_micrograph(path: str | os.PathLike) -> Micrograph:
+    """Read a TIFF, PNG or JPEG with its calibration.
+
+    um per pixel: from an ImageJ or OME unit of length, else from a resolution per inch, cm or metre of at
+    most 10 um per pixel (72, 96 or 300 dpi say nothing of a microscope); None if the two sides differ.
+    Raises ValueError for a file that is no such image, FileNotFoundError where there is none.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with path.open("rb") as file:
+            head = file.read(26)
+        is_tiff = head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+        image = _read_tiff(path) if is_tiff else _read_pillow(path, head)
+        check_image(image.pixels, "pixels")
+    except Exception as error:      # decoders raise a dozen kinds; the reader needs one
+        raise ValueError(f"{path}: cannot be read as a micrograph ({error}); accepted: {ACCEPTED}") from error
+    return image
+
+
+def _read_tiff(path: Path) -> Micrograph:
+    with tifffile.TiffFile(path) as tif:
+        page = tif.pages[0]
+        metadata = {"format": "TIFF", "description": page.description, "n_pages": len(tif.pages)}
+        metadata |= {tag: page.tags[tag].value for tag in KEPT_TAGS if tag in page.tags}
+        um_per_px = _tiff_calibration(tif, page)
+        plain = page.photometric.name in ("MINISBLACK", "MINISWHITE", "RGB")
+        packed = page.compression.name in ("NONE", "ADOBE_DEFLATE", "DEFLATE", "LZMA", "PACKBITS")
+        if plain and packed:
+            pixels = page.asarray()
+            if page.axes.startswith("S"):   # planes one after another
+                pixels = np.moveaxis(pixels, 0, -1)
+            if pixels.ndim == 3 and page.photometric.name == "RGB":
+                pixels = pixels[..., :3]
+            elif pixels.ndim == 3 and pixels.shape[-1] == 2:    # grey, alpha
+                pixels = pixels[..., 0]
+            if page.photometric.name == "MINISWHITE" and pixels.dtype.kind in "bu":
+                pixels = ~pixels
+        elif page.bitspersample <= 8 or page.samplesperpixel == 1:
+            with Image.open(path, formats=("TIFF",)) as image:  # palette, CMYK, LZW, JPEG in TIFF
+                pixels = _pillow_pixels(image)
+        else:
+            raise ValueError(f"{page.compression.name} compression of {page.bitspersample}-bit colour")
+    metadata |= {"shape": pixels.shape, "um_per_px": um_per_px}
+    return Micrograph(pixels=np.ascontiguousarray(pixels), um_per_px=um_per_px, metadata=metadata)
+
+
+def _tiff_calibration(tif: tifffile.TiffFile, page: tifffile.TiffPage) -> float | None:
+    x, y = ((page.tags[tag].value if tag in page.tags else (0, 1)) for tag in ("XResolution", "YResolution"))
+    x, y = (a / b if b else 0.0 for a, b in (x, y))             # pixels a unit
+    if tif.is_ome:
+        pixels = ElementTree.fromstring(tif.ome_metadata).find(".//{*}Pixels")
+        sizes = [(pixels.get(f"PhysicalSize{a}", 0), pixels.get(f"PhysicalSize{a}Unit", "µm")) for a in "XY"]
+        return _calibration(*(float(size) * UNIT_UM.get(unit, 0.0) for size, unit in sizes))
+    unit = (tif.imagej_metadata or {}).get("unit") if tif.is_imagej else None
+    if unit is not None:
+        scale = UNIT_UM.get(str(unit).strip().lower(), 0.0)
+        return _calibration(scale / x if x else 0, scale / y if y else 0)
+    scale = {2: 25400.0, 3: 10000.0}.get(int(page.resolutionunit), 0.0)
+    return _calibration(scale / x if x else 0, scale / y if y else 0, coarsest=COARSEST_UM)
+
+
+def _calibration(x: float, y: float, coarsest: float = np.inf) -> float | None:
+    """um per pixel of square pixels, else None."""
+    square = 0 < x <= coarsest and np.isfinite(x) and abs(x - y) <= 0.01 * x
+    return float(f"{x:.7g}") if square else None    # the tags hold no more digits
+
+
+def _read_pillow(path: Path, head: bytes) -> Micrograph:
+    if head.startswith(b"\x89PNG") and head[24:25] == b"\x10" and head[25:26] != b"\0":
+        raise ValueError("a 16-bit PNG in colour; save it as TIFF")     # Pillow would drop the low byte
+    with Image.open(path, formats=("PNG", "JPEG")) as image:
+        metadata = {"format": image.format, "mode": image.mode}
+        upright = ImageOps.exif_transpose(image)
+        metadata |= {k: v for k, v in upright.info.items() if isinstance(v, (str, bytes))}
+        dpi = image.info.get("dpi", (0, 0))
+        pixels = _pillow_pixels(upright)
+    um_per_px = _calibration(*(25400.0 / float(d) if d else 0.0 for d in dpi), coarsest=COARSEST_UM)
+    return Micrograph(pixels=pixels, um_per_px=um_per_px, metadata=metadata | {"um_per_px": um_per_px})
+
+
+def _pillow_pixels(image: Image.Image) -> np.ndarray:
+    if image.mode not in ("L", "RGB", "F") and not image.mode.startswith("I"):
+        image = image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")
+    return np.array(image)
+
+
+def write_micrograph(path: str | os.PathLike, pixels: np.ndarray, like: Micrograph | None = None) -> None:
+    """Write pixels in the format that the suffix names, with the calibration and the description of `like`.
+
+    Written beside its place and renamed, so that no half-written file stands there. TIFF keeps calibration,
+    description, software and date; PNG calibration and texts; JPEG (quality 95) no calibration. bool becomes
+    0 and 255. ValueError for another suffix, or a dtype that the format has no place for.
+    """
+    path, pixels = Path(path), check_image(pixels, "pixels")
+    pixels = from_float(pixels, np.uint8) if pixels.dtype == np.bool_ else pixels
+    suffix, depth = path.suffix.lower(), pixels.dtype
+    if suffix not in (".tif", ".tiff", ".png", ".jpg", ".jpeg"):
+        raise ValueError(f"path: {path} ends in {suffix!r}; accepted: .tif, .tiff, .png, .jpg, .jpeg")
+    if suffix not in (".tif", ".tiff") and depth != np.uint8 and not (
+            suffix == ".png" and depth == np.uint16 and pixels.ndim == 2):
+        raise ValueError(f"pixels: {depth} of shape {pixels.shape} has no place in a {suffix} file; "
+                         "accepted: uint8 in all, uint16 grey in .png, uint16 and floats in .tif")
+    like, write = like or Micrograph(pixels=pixels), _write_tiff if suffix.startswith(".t") else _write_pillow
+    partial = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{suffix}")
+    try:
+        write(partial, pixels, like)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_tiff(path: Path, pixels: np.ndarray, like: Micrograph) -> None:
+    known, um_per_px = like.metadata, like.um_per_px
+    same = (known.get("n_pages"), known.get("shape"), known.get("um_per_px")) == (1, pixels.shape, um_per_px)
+    text = str(known.get("description", ""))
+    tags = {"metadata": None, "photometric": "rgb" if pixels.ndim == 3 else "minisblack"}
+    if not same and text.lstrip().startswith(("<", "{", "ImageJ=")):
+        text = ""       # OME or ImageJ would go on speaking of the other pages or of the other scale
+    if same and "XResolution" in known and "YResolution" in known:
+        tags |= {"resolution": (known["XResolution"], known["YResolution"]),
+                 "resolutionunit": int(known.get("ResolutionUnit", 1))}
+    elif um_per_px:
+        tags |= {"resolution": (1e4 / um_per_px,) * 2, "resolutionunit": "CENTIMETER"}
+    tags |= {tag.lower(): known[tag] for tag in ("Software", "DateTime") if tag in known}
+    tifffile.imwrite(path, pixels, description=text.encode() or None, **tags)
+
+
+def _write_pillow(path: Path, pixels: np.ndarray, like: Micrograph) -> None:
+    known, options = like.metadata, {}
+    options |= {name: known[name] for name in ("exif", "icc_profile") if isinstance(known.get(name), bytes)}
+    if path.suffix.lower() == ".png":
+        options["pnginfo"] = PngImagePlugin.PngInfo()
+        for name, text in known.items():
+            if isinstance(text, str) and name not in ("format", "mode") and text:
+                options["pnginfo"].add_itxt(name[:79], text)
+        options |= {"dpi": (25400.0 / like.um_per_px,) * 2} if like.um_per_px else {}
+    else:
+        options |= {"quality": 95, "subsampling": 0}
+    Image.fromarray(pixels).save(path, **options)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """A table of sources.toml: box is (left, upper, right, lower) in px, traced the file of the boundaries."""
+
+    name: str
+    file: str
+    sha256: str
+    url: str
+    licence: str
+    use: str
+    material: str = ""
+    um_per_px: float | None = None
+    box: tuple[int, int, int, int] | None = None
+    traced: str | None = None
+
+
+def sources() -> dict[str, Source]:
+    """The registered micrographs by name."""
+    tables = tomllib.loads(Path(__file__).with_name("sources.toml").read_text(encoding="utf-8"))
+    return {name: Source(name=name, **table | {"box": tuple(table["box"]) if "box" in table else None})
+            for name, table in tables.items()}
+
+
+def _source(name: str) -> Source:
+    if name not in sources():
+        raise ValueError(f"name: no registered micrograph {name!r}; accepted: {', '.join(sources())}")
+    return sources()[name]
+
+
+def load_source(name: str) -> Micrograph:
+    """The whole of a registered micrograph, with the registry's calibration.
+
+    Its file is looked for in the folder that MDN_MICROGRAPHS names, in the cache, then at its address (30 s
+    at most; a host that did not answer is not asked again by this process). Raises FileNotFoundError where it
+    cannot be had, ValueError for an unknown name or a file in the folder with another sha256.
+    """
+    source = _source(name)
+    folder = os.environ.get("MDN_MICROGRAPHS")
+    path = Path(folder).expanduser() / source.file if folder else None
+    if path and path.is_file():
+        if hashlib.sha256(path.read_bytes()).hexdigest() != source.sha256:
+            raise ValueError(f"{path}: its sha256 is not {source.sha256}, that of {name} in sources.toml")
+    else:
+        path, reason = _fetch(source)
+        if path is None:
+            raise FileNotFoundError(f"{source.file}: not in MDN_MICROGRAPHS ({folder or 'unset'}); {reason}")
+    image = read_micrograph(path)
+    return dataclasses.replace(image, um_per_px=source.um_per_px or image.um_per_px)
+
+
+@functools.cache
+def _answers(host: str) -> bool:
+    try:
+        requests.head(f"https://{host}/", timeout=5)
+    except requests.RequestException:
+        return False
+    return True
+
+
+@functools.cache
+def _fetch(source: Source) -> tuple[Path | None, str]:
+    """The cached file, downloaded if need be, or None and why; either answer holds for the whole process."""
+    host, end = source.url.split("/")[2], time.monotonic() + 30
+
+    def download(url, output_file, pooch):
+        if not _answers(host):
+            raise OSError(f"{host} does not answer")
+        with requests.get(url, timeout=10, stream=True) as response, open(output_file, "wb") as file:
+            response.raise_for_status()
+            for chunk in response.iter_content(1 << 16):
+                file.write(chunk)
+                if time.monotonic() > end:
+                    raise OSError(f"{host} took longer than 30 s")
+
+    pooch.get_logger().setLevel("ERROR")
+    try:
+        return Path(pooch.retrieve(source.url, "sha256:" + source.sha256, fname=source.file,
+                                   path=pooch.os_cache("mdn"), downloader=download)), ""
+    except (OSError, ValueError) as error:      # no net, no room, or other bytes than the registry's
+        return None, str(error)
+
+
+def region(name: str, split: str) -> tuple[int, int, int, int]:
+    """(left, upper, right, lower) of one of three disjoint parts of a reference's box, in px.
+
+    train, validation and test take 50, 25 and 25 % of the longer side. ValueError for other names and splits.
+    """
+    source = _source(name)
+    if source.use != "reference" or split not in SPLITS:
+        names = [s.name for s in sources().values() if s.use == "reference"]
+        raise ValueError(f"region: {name!r}, {split!r}; accepted: name in {names}, split in {list(SPLITS)}")
+    left, upper, right, lower = source.box
+    start, stop = SPLITS[split]
+    if right - left >= lower - upper:
+        return left + int(start * (right - left)), upper, left + int(stop * (right - left)), lower
+    return left, upper + int(start * (lower - upper)), right, upper + int(stop * (lower - upper))
+
+
+def load_reference(name: str, split: str) -> Float[np.ndarray, "h w"]:
+    """Luminance, float32 in [0, 1], of a reference's part in `split`; raises as `region`, `load_source`."""
+    left, upper, right, lower = region(name, split)
+    return luminance(load_source(name).pixels[upper:lower, left:right])
+
+
+def traced_boundaries(name: str = "steel_nist") -> Bool[np.ndarray, "h w"]:
+    """Where boundaries were traced by hand on an annotated micrograph; raises ValueError where none were."""
+    traced = [s.name for s in sources().values() if s.file == _source(name).traced]
+    if not traced:
+        accepted = [s.name for s in sources().values() if s.traced]
+        raise ValueError(f"name: {name!r} has no traced boundaries; accepted: {accepted}")
+    return load_source(traced[0]).pixels == 0

@@ -1,0 +1,287 @@
+"""The attention-residual network (Section II.B, Eqs. 1-10, Fig. 3).
+
+    I_clean = f_reconstruction(f_information(f_feature(I_noisy)))                                  (1)
+
+Images are float32 [n, h, w, 1] in [0, 1]; features are [n, h, w, width]. `nnx.view(model,
+deterministic=True, use_running_average=True)` is the network as evaluated: no dropout, running statistics.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+GATES = {"sigmoid": jax.nn.sigmoid, "leaky_relu": partial(jax.nn.leaky_relu, negative_slope=0.2)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """Size of the network; the defaults give 143,153 parameters.
+
+    Args:
+        width: channels of every feature map.
+        blocks: attention-residual blocks.
+        reduction: the attention's hidden layer has width / reduction units.
+        dropout: rate after each block.
+        gate: "sigmoid" (squeeze-excitation) or "leaky_relu" (Eq. 5 as printed).
+        attention: False leaves Eqs. 5-6 out, for the ablation.
+
+    Raises:
+        ValueError: naming the field, what was given and what is accepted.
+    """
+
+    width: int = 32
+    blocks: int = 6
+    reduction: int = 4
+    dropout: float = 0.1
+    gate: str = "sigmoid"
+    attention: bool = True
+
+    def __post_init__(self):
+        if self.width < 1 or self.blocks < 1 or self.reduction < 1 or self.width % self.reduction:
+            raise ValueError(
+                "width, blocks and reduction must be positive and reduction divide width, "
+                f"got {self.width}, {self.blocks}, {self.reduction}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout!r}")
+        if self.gate not in GATES:
+            raise ValueError(f"gate must be one of {sorted(GATES)}, got {self.gate!r}")
+
+
+@jax.custom_vjp
+def conv3x3(x: Float[Array, "n h w i"], kernel: Float[Array, "3 3 i o"]) -> Float[Array, "n h w o"]:
+    """A 3 x 3 convolution that keeps the size, its borders padded with zeros.
+
+    XLA's weight gradient is several times slower on a CPU than its forward pass. There it is taken as a sum
+    over horizontal strips instead, each small enough to stay in cache; elsewhere it is XLA's own.
+    """
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _conv_forward(x, kernel):
+    return conv3x3(x, kernel), (x, kernel)
+
+
+def _conv_backward(saved, g):
+    x, kernel = saved
+    grad_x = conv3x3(g, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
+    return grad_x, jax.lax.platform_dependent(x, g, cpu=_kernel_gradient, default=partial(_strip_gradient, strips=1))
+
+
+def _kernel_gradient(x, g):
+    strips = next(s for s in (32, 16, 8, 4, 2, 1) if x.shape[1] % s == 0)
+    return _strip_gradient(x, g, strips=strips)
+
+
+def _strip_gradient(x, g, *, strips: int):
+    rows = x.shape[1] // strips
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return sum(
+        jax.lax.conv_general_dilated(
+            padded[:, r : r + rows + 2], g[:, r : r + rows], (1, 1), "VALID",
+            dimension_numbers=("CHWN", "IHWO", "HWNC"),
+        )
+        for r in range(0, x.shape[1], rows)
+    )  # fmt: skip
+
+
+conv3x3.defvjp(_conv_forward, _conv_backward)
+
+
+class Conv(nnx.Module):
+    """Conv_3x3 with He-normal kernel [3, 3, inputs, outputs] and, only where no batch norm follows, a bias."""
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = False, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(nnx.initializers.he_normal()(rngs.params(), (3, 3, inputs, outputs)))
+        self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
+
+    def __call__(self, x: Float[Array, "n h w i"]) -> Float[Array, "n h w o"]:
+        y = conv3x3(x, self.kernel[...])
+        return y if self.bias is None else y + self.bias[...].reshape(1, 1, 1, -1)
+
+
+class ConvUnit(nnx.Module):
+    """sigma(BN(Conv_3x3(x))): the unit of which Eqs. 2-4, 8 and 9 are made, sigma a LeakyReLU of slope 0.2."""
+
+    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
+        self.conv = Conv(inputs, outputs, rngs=rngs)
+        self.norm = nnx.BatchNorm(outputs, momentum=0.9, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "n h w i"]) -> Float[Array, "n h w o"]:
+        return jax.nn.leaky_relu(self.norm(self.conv(x)), 0.2)
+
+
+class FeatureExtraction(nnx.Module):
+    """Low-level features of the noisy image.
+
+        x_0 = sigma(BN(Conv_3x3(I_noisy)))                                                         (2)
+        x_1 = sigma(BN(Conv_3x3(x_0)))                                                             (3)
+    """
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        self.first = ConvUnit(1, width, rngs=rngs)
+        self.second = ConvUnit(width, width, rngs=rngs)
+
+    def __call__(self, image: Float[Array, "n h w 1"]) -> Float[Array, "n h w c"]:
+        return self.second(self.first(image))
+
+
+class ChannelAttention(nnx.Module):
+    """One weight a channel, from the mean of each channel over the whole image.
+
+        y = gate(W_2 sigma(W_1 GAP(x_res)))                                                        (5)
+        x_att = x_res * y                                                                          (6)
+
+    The paper prints sigma (LeakyReLU) for both dense layers; squeeze-excitation's sigmoid is the default gate.
+    """
+
+    def __init__(self, width: int, reduction: int, gate: str, *, rngs: nnx.Rngs):
+        self.squeeze = nnx.Linear(width, width // reduction, rngs=rngs)
+        self.excite = nnx.Linear(width // reduction, width, rngs=rngs)
+        self.gate = gate
+
+    def weights(self, x: Float[Array, "n h w c"]) -> Float[Array, "n c"]:
+        """y of Eq. 5."""
+        pooled = x.mean((1, 2))
+        return GATES[self.gate](self.excite(jax.nn.leaky_relu(self.squeeze(pooled), 0.2)))
+
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        return x * self.weights(x)[:, None, None, :]
+
+
+class AttentionResidualBlock(nnx.Module):
+    """Residual learning, then attention, then dropout.
+
+        x_res = x + sigma(BN(Conv_3x3(sigma(BN(Conv_3x3(x))))))                                    (4)
+        x_{n+1} = Dropout(x_att)                                                                   (7)
+    """
+
+    def __init__(self, config: NetworkConfig, *, rngs: nnx.Rngs):
+        self.first = ConvUnit(config.width, config.width, rngs=rngs)
+        self.second = ConvUnit(config.width, config.width, rngs=rngs)
+        self.attention = (
+            ChannelAttention(config.width, config.reduction, config.gate, rngs=rngs) if config.attention else None
+        )
+        self.dropout = nnx.Dropout(config.dropout, rngs=rngs)
+
+    def residual(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        """x_res of Eq. 4."""
+        return x + self.second(self.first(x))
+
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        x = self.residual(x)
+        return self.dropout(x if self.attention is None else self.attention(x))
+
+
+class Reconstruction(nnx.Module):
+    """Features to a clean image.
+
+        x_rec1 = sigma(BN(Conv_3x3(x_n)))                                                          (8)
+        x_rec2 = sigma(BN(Conv_3x3(x_rec1)))                                                       (9)
+        I_clean = sigmoid(Conv_3x3(x_rec2))                                                       (10)
+    """
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        self.first = ConvUnit(width, width, rngs=rngs)
+        self.second = ConvUnit(width, width, rngs=rngs)
+        self.output = Conv(width, 1, bias=True, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w 1"]:
+        return jax.nn.sigmoid(self.output(self.second(self.first(x))))
+
+
+class DenoisingNetwork(nnx.Module):
+    """The whole network of Fig. 3: noisy [n, h, w, 1] in [0, 1] to clean of the same shape (Eq. 1)."""
+
+    def __init__(self, config: NetworkConfig | None = None, *, rngs: nnx.Rngs):
+        self.config = config = config or NetworkConfig()
+        self.features = FeatureExtraction(config.width, rngs=rngs)
+        self.blocks = nnx.List([AttentionResidualBlock(config, rngs=rngs) for _ in range(config.blocks)])
+        self.reconstruction = Reconstruction(config.width, rngs=rngs)
+
+    def __call__(self, image: Float[Array, "n h w 1"]) -> Float[Array, "n h w 1"]:
+        x = self.features(image)
+        for block in self.blocks:
+            x = block(x)
+        return self.reconstruction(x)
+
+
+def count_parameters(model: nnx.Module) -> int:
+    """Number of trained parameters (batch-norm statistics are not trained)."""
+    return sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+def _tensors(model: nnx.Module) -> dict[str, Array]:
+    """Parameters and batch-norm statistics by dotted name."""
+    state = nnx.state(model, (nnx.Param, nnx.BatchStat))
+    return {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}
+
+
+def save_weights(path: str | Path, model: DenoisingNetwork, *, metadata: dict[str, str] | None = None) -> None:
+    """Write parameters, batch-norm statistics and the configuration as safetensors, whole or not at all.
+
+    Args:
+        path: file to write.
+        model: the network.
+        metadata: further text entries of the file's header.
+    """
+    path = Path(path)
+    tensors = {name: np.asarray(value, np.float32) for name, value in _tensors(model).items()}
+    header = {**(metadata or {}), "config": json.dumps(asdict(model.config))}
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_bytes(save(tensors, header))
+    temporary.replace(path)
+
+
+def load_weights(path: str | Path) -> DenoisingNetwork:
+    """Build the network that a safetensors file describes and fill in its weights.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is no safetensors file or its tensors are not those of its configuration.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}")
+    try:
+        with safe_open(path, "np") as file:
+            header = file.metadata() or {}
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        model = DenoisingNetwork(NetworkConfig(**json.loads(header["config"])), rngs=nnx.Rngs(0))
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        raise ValueError(f"{path} does not hold weights of mdn.DenoisingNetwork as safetensors: {error}") from error
+    expected = {name: value.shape for name, value in _tensors(model).items()}
+    given = {name: value.shape for name, value in stored.items()}
+    if given != expected:
+        odd = sorted(n for n in expected.keys() | given.keys() if expected.get(n) != given.get(n))
+        raise ValueError(
+            f"{path} holds weights of another architecture than {model.config}: {len(odd)} tensors differ, "
+            f"first {odd[0]} with {given.get(odd[0])} where {expected.get(odd[0])} is accepted"
+        )
+    state = nnx.state(model, (nnx.Param, nnx.BatchStat))
+    for name, leaf in nnx.to_flat_state(state):
+        leaf[...] = jnp.asarray(stored[".".join(map(str, name))])
+    nnx.update(model, state)
+    return model
+
+
+def stretch(image: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
+    """The image's 1-99 % grey range laid on [0, 1]: what the network sees, whatever the exposure.
+
+    A constant image comes back as 0.5.
+    """
+    low, high = np.percentile(image, (1, 99))
+    if high - low < 1e-6:
+        return np.full(image.shape, 0.5, np.float32)
+    return np.clip((image - low) / (high - low), 0, 1).astype(np.float32)

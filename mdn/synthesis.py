@@ -1,0 +1,313 @@
+"""Training pairs from grown grains and a real micrograph (Section II.A, Figs. 1 and 2).
+
+a phase field -> b grey levels, the truth -> c defects -> d phase of c, magnitude of f -> e histogram of f.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt16
+from scipy import ndimage
+from skimage.exposure import match_histograms
+
+from mdn.defects import DefectStrengths, add_defects, deep_scratch, etch_pit, faint_scratch, generator, smooth_noise
+from mdn.phase_field import Grains, voronoi
+
+ORDER_ON_BOUNDARY = 0.63557  # sum of eta squared in the middle of a flat boundary, gamma = 1
+STAND_INS = ("etched", "twinned", "textured")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairConfig:
+    """How a pair is made. The defaults are the paper's recipe with its stated choices.
+
+    Args:
+        groove_depth: how dark a grain boundary is in the truth, 0 (a step of grey alone) to 1 (black).
+        grey: range of the grains' grey levels.
+        skew: exponent on the uniform draw of a level; above 1 most grains are bright and a few dark.
+        twin_fraction: share of grains that carry annealing twins.
+        twin_groove: depth of a twin boundary's groove as a share of `groove_depth`.
+        defects: strength of each defect.
+        magnitude: share of the reference's log magnitude in the blend; 1 is the paper's full swap, 0 leaves c.
+        match: whether the noisy image takes the reference's histogram.
+
+    Raises:
+        ValueError: naming the field, what was given and what is accepted.
+    """
+
+    groove_depth: float = 0.6
+    grey: tuple[float, float] = (0.4, 0.95)
+    skew: float = 1.0
+    twin_fraction: float = 0.3
+    twin_groove: float = 0.4
+    defects: DefectStrengths = field(default_factory=DefectStrengths)
+    magnitude: float = 1.0
+    match: bool = True
+
+    def __post_init__(self):
+        for name in ("groove_depth", "twin_fraction", "twin_groove", "magnitude"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)!r}")
+        if not 0 <= self.grey[0] <= self.grey[1] <= 1:
+            raise ValueError(f"grey must be an increasing range within [0, 1], got {self.grey!r}")
+        if self.skew <= 0:
+            raise ValueError(f"skew must be positive, got {self.skew!r}")
+
+    @classmethod
+    def draw(cls, key: Array) -> PairConfig:
+        """One of the varied pairs.
+
+        Boundaries range from deep grooves between grains of one grey to mere steps between strong greys, the
+        darkest pixel always near the bottom of the range, as an exposure that uses its range would have it.
+        Four pairs in ten take the full magnitude swap, three a partial one, three are degraded in space alone.
+        """
+        rng = generator(key)
+        depth = float(rng.choice([0.0, rng.uniform(0.2, 0.85)], p=[0.1, 0.9]))
+        darkest = float(np.clip(rng.uniform(0.12, 0.35) / (1 - depth), 0, 0.92))
+        magnitude = float(rng.choice([1.0, rng.uniform(0.2, 0.9), 0.0], p=[0.4, 0.3, 0.3]))
+        return cls(
+            groove_depth=depth,
+            grey=(darkest, 0.95),
+            skew=float(rng.uniform(0.7, 3)),
+            twin_fraction=float(rng.choice([0.0, rng.uniform(0.1, 0.7)])),
+            twin_groove=float(rng.uniform(0.2, 0.9)),
+            defects=DefectStrengths.draw(jax.random.fold_in(key, 1)),
+            magnitude=magnitude,
+            match=bool(magnitude > 0 and rng.uniform() < 0.7),
+        )
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One training pair with every panel of Fig. 1; images are float32 [H, W] in [0, 1].
+
+    Attributes:
+        phase_field: (a) sum of eta squared.
+        clean: (b) the truth.
+        defective: (c) with spots and lines.
+        blended: (d) phase of c with the magnitude of f.
+        noisy: (e) histogram-matched to f, the network's input.
+        reference: (f) the experimental micrograph.
+        labels: int32, the grain of each pixel.
+        twins: which pixels lie in a twin of their grain.
+        boundaries: grain boundaries, where labels change.
+        defects: bit mask, one bit a kind of `defects.KINDS`.
+    """
+
+    phase_field: Float[np.ndarray, "h w"]
+    clean: Float[np.ndarray, "h w"]
+    defective: Float[np.ndarray, "h w"]
+    blended: Float[np.ndarray, "h w"]
+    noisy: Float[np.ndarray, "h w"]
+    reference: Float[np.ndarray, "h w"]
+    labels: Int[np.ndarray, "h w"]
+    twins: Bool[np.ndarray, "h w"]
+    boundaries: Bool[np.ndarray, "h w"]
+    defects: UInt16[np.ndarray, "h w"]
+
+    @property
+    def defect_mask(self) -> Bool[np.ndarray, "h w"]:
+        """Where any defect is visible."""
+        return self.defects > 0
+
+
+def _boundaries(labels: Int[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    return (labels != np.roll(labels, 1, 0)) | (labels != np.roll(labels, 1, 1))
+
+
+def twin_bands(
+    labels: Int[np.ndarray, "h w"], *, fraction: float, key: Array
+) -> tuple[Bool[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
+    """Annealing twins: one to three straight parallel-sided bands through some of the grains.
+
+    Args:
+        labels: int [H, W], periodic.
+        fraction: share of grains that carry twins.
+        key: a `jax.random.key`.
+
+    Returns:
+        Which pixels lie in a band, and each pixel's distance in px to the nearest band edge of its grain.
+    """
+    rng, n = generator(key), int(labels.max()) + 1
+    offset, area = [], np.maximum(np.bincount(labels.ravel(), minlength=n), 1)
+    for axis, size in enumerate(labels.shape):  # centroids on the torus, as means of angles
+        turn = np.exp(2j * np.pi * np.indices(labels.shape)[axis] / size).ravel()
+        mean = np.bincount(labels.ravel(), turn.real, n) + 1j * np.bincount(labels.ravel(), turn.imag, n)
+        centre = np.angle(mean) / (2 * np.pi) * size
+        offset.append((np.indices(labels.shape)[axis] - centre[labels] + size / 2) % size - size / 2)
+    angle, diameter = rng.uniform(0, np.pi, n), np.sqrt(area)
+    across = offset[0] * np.cos(angle)[labels] + offset[1] * np.sin(angle)[labels]
+    carries, inside, edge = rng.uniform(size=n) < fraction, np.zeros(labels.shape, bool), np.full(labels.shape, np.inf)
+    for band in range(3):
+        here = carries & (rng.uniform(size=n) < (1.0, 0.6, 0.3)[band]) & (diameter > 8)
+        width = np.maximum(diameter * rng.uniform(0.06, 0.35, n), 3)
+        middle = rng.uniform(-0.5, 0.5, n) * diameter
+        to_edge = width[labels] / 2 - np.abs(across - middle[labels])
+        inside |= here[labels] & (to_edge > 0)
+        edge = np.where(here[labels], np.minimum(edge, np.abs(to_edge)), edge)
+    return inside, edge.astype(np.float32)
+
+
+def shade(
+    grains: Grains, *, config: PairConfig | None = None, key: Array
+) -> tuple[Float[np.ndarray, "h w"], Bool[np.ndarray, "h w"]]:
+    """The truth: a random grey for each grain, twins as grey steps, a dark groove along grain boundaries.
+
+        clean = grey x (1 - depth x (1 - order) / (1 - 0.636))
+
+    Args:
+        grains: a grown structure.
+        config: grey levels, twins and groove.
+        key: a `jax.random.key`.
+
+    Returns:
+        The truth [H, W] in [0, 1] and the mask of twins.
+
+    Source: Section II.A, Fig. 1b; groove and twins are ours.
+    """
+    config = config or PairConfig()
+    grey_key, step_key, twin_key = jax.random.split(key, 3)
+    low, high = config.grey
+    n = int(grains.labels.max()) + 1
+    level = high - (high - low) * generator(grey_key).uniform(size=n) ** config.skew
+    twins, edge = twin_bands(grains.labels, fraction=config.twin_fraction, key=twin_key)
+    step = generator(step_key).uniform(0.3, 1.0, n) * max(high - low, 0.15)
+    other = np.where(level - step >= low, level - step, np.minimum(level + step, high))
+    grey = np.where(twins, other[grains.labels], level[grains.labels])
+    groove = np.clip((1 - grains.order) / (1 - ORDER_ON_BOUNDARY), 0, 1)
+    groove = np.maximum(groove, config.twin_groove * np.exp(-0.5 * (edge / 1.2) ** 2))
+    return (grey * (1 - config.groove_depth * groove)).astype(np.float32), twins
+
+
+def periodic_component(image: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
+    """The image without the jumps at its borders, whose spectrum has no cross.
+
+    With v the jumps across the borders, s solves the periodic Poisson equation lap s = v; image - s is returned.
+
+    Source: L. Moisan, Periodic plus smooth image decomposition, J. Math. Imaging Vis. 39 (2011).
+    """
+    v = np.zeros(image.shape)
+    v[0] += image[-1] - image[0]
+    v[-1] += image[0] - image[-1]
+    v[:, 0] += image[:, -1] - image[:, 0]
+    v[:, -1] += image[:, 0] - image[:, -1]
+    ky, kx = (2 * np.cos(2 * np.pi * np.fft.fftfreq(n)) for n in image.shape)
+    laplacian = ky[:, None] + kx[None, :] - 4
+    laplacian[0, 0] = 1
+    spectrum = np.fft.fft2(v) / laplacian
+    spectrum[0, 0] = 0
+    return (image + np.fft.ifft2(spectrum).real).astype(np.float32)
+
+
+def fourier_blend(
+    image: Float[np.ndarray, "h w"], reference: Float[np.ndarray, "h w"], *, magnitude: float = 1.0
+) -> Float[np.ndarray, "h w"]:
+    """Phase of the simulated image under the Fourier magnitude of the micrograph.
+
+        d = IFFT( |FFT(c)|^(1-m) |FFT(f)|^m exp(i arg FFT(c)) )
+
+    Args:
+        image: c, [H, W].
+        reference: f, of the same shape; its periodic component is what is transformed.
+        magnitude: m in [0, 1]; 1 is the paper's full swap.
+
+    Returns:
+        [H, W], about the reference's mean; values may leave [0, 1].
+
+    Raises:
+        ValueError: if the shapes differ or m lies outside [0, 1].
+
+    Source: Section II.A.c, Fig. 1d.
+    """
+    if image.shape != reference.shape:
+        raise ValueError(f"reference must have the image's shape {image.shape}, got {reference.shape}")
+    if not 0 <= magnitude <= 1:
+        raise ValueError(f"magnitude must lie in [0, 1], got {magnitude!r}")
+    spectrum = np.fft.fft2(image)
+    own, others = np.abs(spectrum), np.abs(np.fft.fft2(periodic_component(reference)))
+    tiny = 1e-12 * max(own.max(), others.max(), 1e-12)
+    mixed = np.exp((1 - magnitude) * np.log(own + tiny) + magnitude * np.log(others + tiny))
+    return np.fft.ifft2(mixed * np.exp(1j * np.angle(spectrum))).real.astype(np.float32)
+
+
+def match_histogram(image: Float[np.ndarray, "h w"], reference: np.ndarray) -> Float[np.ndarray, "h w"]:
+    """Give the image the grey-level distribution of the reference (Section II.A, Fig. 1e; Section III.b)."""
+    return match_histograms(image, reference).astype(np.float32)
+
+
+def make_pair(grown: Grains, reference: np.ndarray, *, config: PairConfig | None = None, key: Array) -> Pair:
+    """One training pair, Fig. 1 step by step.
+
+    Args:
+        grown: a grown structure of [H, W] cells.
+        reference: an experimental micrograph's luminance, [H, W] in [0, 1].
+        config: how the pair is made; the paper's recipe by default.
+        key: a `jax.random.key`.
+
+    Returns:
+        Every panel of Fig. 1, with labels and masks.
+
+    Raises:
+        ValueError: if the reference has another shape or is not finite within [0, 1].
+
+    Source: Section II.A, Fig. 1.
+    """
+    config = config or PairConfig()
+    reference = np.asarray(reference, np.float32)
+    if reference.shape != grown.labels.shape:
+        raise ValueError(f"reference must have the grains' shape {grown.labels.shape}, got {reference.shape}")
+    if not (np.isfinite(reference).all() and reference.min() >= 0 and reference.max() <= 1):
+        raise ValueError("reference must be finite and lie in [0, 1]")
+    shade_key, defect_key = jax.random.split(key)
+    boundaries = _boundaries(grown.labels)
+    clean, twins = shade(grown, config=config, key=shade_key)
+    defective, bits = add_defects(clean, boundaries, strengths=config.defects, key=defect_key)
+    blended = fourier_blend(defective, reference, magnitude=config.magnitude)
+    noisy = match_histogram(blended, reference) if config.match else np.clip(blended, 0, 1)
+    return Pair(
+        grown.order, clean, defective, blended, noisy, reference, grown.labels, twins, boundaries, bits
+    )  # fmt: skip
+
+
+def stand_in(kind: str, shape: tuple[int, int], *, key: Array) -> Float[np.ndarray, "h w"]:
+    """A procedural micrograph, for where no real one may be shown or had.
+
+    Curved grains with grooves of uneven width, surface texture, pits, scratches and the microscope's blur.
+
+    Args:
+        kind: "etched" (bright grains, dark lines, pits), "twinned" (strong contrast, twins), or "textured"
+            (grey grains, weak lines).
+        shape: pixels (H, W).
+        key: a `jax.random.key`.
+
+    Raises:
+        ValueError: for an unknown kind.
+    """
+    if kind not in STAND_INS:
+        raise ValueError(f"kind must be one of {STAND_INS}, got {kind!r}")
+    keys = jax.random.split(key, 7)
+    rng = generator(keys[0])
+    tiles = voronoi(shape, max(6, round(math.prod(shape) / rng.uniform(900, 2500))), key=keys[1], relaxations=1)
+    bend = [smooth_noise(shape, 6, rng) + smooth_noise(shape, 20, rng) * 3 for _ in range(2)]
+    labels = ndimage.map_coordinates(tiles, np.indices(shape) + bend, order=0, mode="grid-wrap")
+    low, high, depth, skew = {
+        "etched": (0.55, 0.85, 0.75, 2.5), "twinned": (0.35, 0.95, 0.7, 1.2), "textured": (0.3, 0.8, 0.35, 1.0)
+    }[kind]  # fmt: skip
+    distance = ndimage.distance_transform_edt(~_boundaries(labels))
+    width = np.clip(1.3 + 0.5 * smooth_noise(shape, 10, rng), 0.5, None)
+    order = 1 - (1 - ORDER_ON_BOUNDARY) * np.exp(-0.5 * (distance / width) ** 2)
+    look = PairConfig(
+        groove_depth=depth, grey=(low, high), skew=skew, twin_fraction=0.6 if kind == "twinned" else 0.0
+    )
+    image, _ = shade(Grains(labels, order.astype(np.float32), 0.0, 0.0), config=look, key=keys[2])
+    texture = 0.03 * smooth_noise(shape, 0.7, rng) + 0.02 * smooth_noise(shape, 3, rng) + 0.03 * smooth_noise(shape, 25, rng)
+    image = np.clip(image * (1 + texture), 0, 1).astype(np.float32)
+    image = etch_pit(image, strength=0.6 if kind == "etched" else 0.2, key=keys[3])
+    image = faint_scratch(image, strength=0.4, key=keys[4])
+    if kind == "textured":
+        image = deep_scratch(image, strength=0.2, key=keys[5])
+    return np.clip(ndimage.gaussian_filter(image, 0.6), 0, 1).astype(np.float32)

@@ -1,0 +1,296 @@
+"""Training (Eq. 11, Section III): MSE and L2 under Adam, resumable, for any network of images to images."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from flax import nnx
+from jaxtyping import Array, Float
+from tqdm.auto import tqdm
+
+from mdn.network import stretch
+
+Images = Float[np.ndarray, "n h w"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How the network is trained; the defaults are the paper's where it says (Adam, 1e-4, MSE + L2).
+
+    Args:
+        steps: optimiser steps.
+        batch: images a step.
+        crop: side of the random square cut from each image, in px; None takes whole images.
+        learning_rate: of Adam; with the "cosine" schedule, its peak.
+        schedule: "constant" (the paper) or "cosine" (warm-up over a twentieth of the steps, then a cosine to 0).
+        l2: lambda of Eq. 11, on convolution and dense kernels only.
+        symmetries: whether each crop is turned and mirrored at random.
+        dropout_until: share of the steps that dropout is active for; the rest settles the batch-norm statistics
+            on the features as the evaluated network has them.
+        evaluate_every: steps between two evaluations and checkpoints.
+
+    Raises:
+        ValueError: naming the field, what was given and what is accepted.
+    """
+
+    steps: int = 15_000
+    batch: int = 16
+    crop: int | None = 64
+    learning_rate: float = 1e-4
+    schedule: str = "constant"
+    l2: float = 1e-6
+    symmetries: bool = True
+    dropout_until: float = 1.0
+    evaluate_every: int = 250
+
+    def __post_init__(self):
+        for name in ("steps", "batch", "learning_rate", "evaluate_every"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
+        if self.l2 < 0 or not 0 <= self.dropout_until <= 1:
+            raise ValueError(f"l2 must not be negative and dropout_until lie in [0, 1], got {self.l2}, {self.dropout_until}")
+        if self.schedule not in ("constant", "cosine"):
+            raise ValueError(f"schedule must be 'constant' or 'cosine', got {self.schedule!r}")
+
+    def optimiser(self) -> optax.GradientTransformation:
+        """Adam with default betas."""
+        if self.schedule == "constant":
+            return optax.adam(self.learning_rate)
+        warm_up = max(1, self.steps // 20)
+        return optax.adam(optax.warmup_cosine_decay_schedule(0.0, self.learning_rate, warm_up, max(self.steps, warm_up + 1)))
+
+
+@dataclass
+class History:
+    """What happened, one entry an evaluation.
+
+    Attributes:
+        step: optimiser steps done.
+        seconds: of training since the start, over all sittings.
+        train_loss: mean of Eq. 11 over the steps since the last entry.
+        validation_loss: MSE on the validation pairs.
+        validation_psnr: mean PSNR on the validation pairs, in dB.
+    """
+
+    step: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    train_loss: list[float] = field(default_factory=list)
+    validation_loss: list[float] = field(default_factory=list)
+    validation_psnr: list[float] = field(default_factory=list)
+
+    @property
+    def best(self) -> int:
+        """Index of the entry with the highest validation PSNR."""
+        return int(np.argmax(self.validation_psnr))
+
+
+def loss(model: nnx.Module, noisy: Float[Array, "n h w 1"], clean: Float[Array, "n h w 1"], l2: float) -> Float[Array, ""]:
+    """L = MSE(I_clean, I_gt) + lambda sum_i ||w_i||_2^2, over kernels (Eq. 11)."""
+    kernels = [leaf for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)) if leaf.ndim > 1]
+    return jnp.mean((model(noisy) - clean) ** 2) + l2 * sum(jnp.sum(w * w) for w in kernels)
+
+
+def _step_function(config: TrainingConfig, graph, rest, dropout: bool) -> Callable:
+    """One optimiser step as a pure function of (parameters, batch statistics, moments), key and batch."""
+    optimiser = config.optimiser()
+
+    @jax.jit
+    def step(state, key, noisy, clean):
+        params, statistics, moments = state
+
+        def objective(params):
+            model = nnx.merge(graph, params, statistics, rest, copy=True)
+            nnx.reseed(model, dropout=key)
+            model = nnx.view(model, deterministic=not dropout, use_running_average=False)
+            return loss(model, noisy[..., None], clean[..., None], config.l2), nnx.state(model, nnx.BatchStat)
+
+        (value, statistics), gradients = jax.value_and_grad(objective, has_aux=True)(params)
+        updates, moments = optimiser.update(gradients, moments, params)
+        return (optax.apply_updates(params, updates), statistics, moments), value
+
+    return step
+
+
+def train_step(
+    model: nnx.Module, moments, noisy: Images, clean: Images, *, config: TrainingConfig, key: Array, dropout: bool = True
+):
+    """One step on one batch, for a look at it; `fit` keeps the compiled step between batches.
+
+    Args:
+        model: the network, updated in place.
+        moments: state of `config.optimiser()`, or None at the start.
+        noisy, clean: float32 [n, h, w].
+        config: learning rate and L2.
+        key: of the dropout.
+        dropout: whether dropout is active.
+
+    Returns:
+        The optimiser's state and the loss of Eq. 11 before the step.
+    """
+    graph, params, statistics, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+    moments = config.optimiser().init(params) if moments is None else moments
+    step = _step_function(config, graph, rest, dropout)
+    (params, statistics, moments), value = step((params, statistics, moments), key, noisy, clean)
+    nnx.update(model, params, statistics)
+    return moments, float(value)
+
+
+def _batch(noisy: Images, clean: Images, config: TrainingConfig, seed: np.ndarray, step: int) -> tuple[Images, Images]:
+    """The batch of a step: a function of seed and step alone, so that a run can go on anywhere."""
+    per_epoch = max(1, len(noisy) // config.batch)
+    epoch, position = divmod(step, per_epoch)
+    order = np.random.default_rng([*seed, 0, epoch]).permutation(len(noisy))
+    chosen = np.resize(order[position * config.batch : (position + 1) * config.batch], config.batch)
+    rng = np.random.default_rng([*seed, 1, step])
+    sides = noisy.shape[1:] if config.crop is None else (min(config.crop, s) for s in noisy.shape[1:])
+    height, width = sides
+    crops = []
+    for i in chosen:
+        top, left = rng.integers(noisy.shape[1] - height + 1), rng.integers(noisy.shape[2] - width + 1)
+        both = np.stack([a[i, top : top + height, left : left + width] for a in (noisy, clean)])
+        if config.symmetries:
+            both = both[..., :: rng.choice([-1, 1]), :: rng.choice([-1, 1])]
+            both = both.swapaxes(1, 2) if height == width and rng.integers(2) else both
+        crops.append(both)
+    x, y = np.stack(crops, 1)
+    return np.ascontiguousarray(x), np.ascontiguousarray(y)
+
+
+def predict(model: nnx.Module, images: Images, *, batch: int = 8) -> Images:
+    """Evaluate the network on equal-sized images: no dropout, running statistics; inputs as they are.
+
+    Args:
+        model: the network.
+        images: float32 [n, h, w] in [0, 1], stretched as in training.
+        batch: images at a time.
+
+    Returns:
+        float32 [n, h, w].
+    """
+    graph, state = nnx.split(nnx.view(model, deterministic=True, use_running_average=True))
+    apply = jax.jit(lambda state, x: nnx.merge(graph, state)(x[..., None])[..., 0])
+    return np.concatenate([np.asarray(apply(state, images[i : i + batch])) for i in range(0, len(images), batch)])
+
+
+def fit(
+    model: nnx.Module,
+    train: tuple[Images, Images],
+    validation: tuple[Images, Images],
+    *,
+    config: TrainingConfig | None = None,
+    directory: str | Path | None = None,
+    key: Array,
+    progress: bool = True,
+    report: Callable[[History], None] | None = None,
+) -> History:
+    """Train the network; it ends with the weights that were best on the validation pairs.
+
+    Args:
+        model: any NNX module from [n, h, w, 1] to the same; updated in place.
+        train, validation: (noisy, clean), each float32 [n, h, w] in [0, 1]. Each noisy image is stretched to its
+            1-99 % grey range first, as at inference.
+        config: how to train; the paper's way by default.
+        directory: where checkpoints and history.json go. A run found there is gone on with.
+        key: a `jax.random.key`: order of the data and dropout.
+        progress: whether to show a bar with the losses.
+        report: called with the history after each evaluation.
+
+    Returns:
+        The history over all sittings.
+
+    Raises:
+        ValueError: if images and truths do not agree in shape or are empty, or the directory holds a run of
+            another configuration.
+
+    Source: Eq. 11 and Section II.B.d.
+    """
+    config = config or TrainingConfig()
+    for name, (noisy, clean) in (("train", train), ("validation", validation)):
+        if noisy.ndim != 3 or noisy.shape != clean.shape or not len(noisy):
+            raise ValueError(f"{name} must be two equal, non-empty [n, h, w] arrays, got {noisy.shape}, {clean.shape}")
+    train, validation = _stretched(train), _stretched(validation)
+    graph, params, statistics, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+    state = (params, statistics, config.optimiser().init(params))
+    best, start, history = state[:2], 0, History()
+    if directory is not None:
+        directory = Path(directory).resolve()
+        _claim(directory, config)
+        state, best, start, history = _restore(directory, state, best)
+    steps = {dropout: _step_function(config, graph, rest, dropout) for dropout in (True, False)}
+    seed, losses, clock = np.asarray(jax.random.key_data(key)), [], time.monotonic()
+    earlier = history.seconds[-1] if history.step else 0.0
+    bar = tqdm(range(start, config.steps), initial=start, total=config.steps, disable=not progress, mininterval=1)
+    for number in bar:
+        batch = _batch(*train, config, seed, number)
+        step = steps[number < config.dropout_until * config.steps]
+        state, value = step(state, jax.random.fold_in(key, number), *batch)
+        losses.append(value)
+        if (number + 1) % config.evaluate_every == 0 or number + 1 == config.steps:
+            nnx.update(model, *state[:2])
+            error = np.mean((predict(model, validation[0]) - validation[1]) ** 2, axis=(1, 2))
+            history.step.append(number + 1)
+            history.seconds.append(earlier + time.monotonic() - clock)
+            history.train_loss.append(float(np.mean(losses)))
+            history.validation_loss.append(float(error.mean()))
+            history.validation_psnr.append(float(np.mean(-10 * np.log10(error))))
+            losses = []
+            if history.best == len(history.step) - 1:
+                best = state[:2]
+            if directory is not None:
+                _save(directory, state, best, history)
+            bar.set_postfix(loss=f"{history.train_loss[-1]:.4f}", validation=f"{history.validation_psnr[-1]:.2f} dB")
+            if report is not None:
+                report(history)
+    nnx.update(model, *best)
+    return history
+
+
+def _stretched(pairs: tuple[Images, Images]) -> tuple[Images, Images]:
+    return np.stack([stretch(image) for image in pairs[0]]), np.asarray(pairs[1], np.float32)
+
+
+def _claim(directory: Path, config: TrainingConfig) -> None:
+    """Note the configuration beside the checkpoints, or refuse to go on with another one."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path, wanted = directory / "config.json", json.dumps(asdict(config), indent=1)
+    if path.exists() and path.read_text() != wanted:
+        raise ValueError(f"{directory} holds a run of another configuration, {path.read_text()}; asked for {wanted}")
+    _write(path, wanted)
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def _save(directory: Path, state, best, history: History) -> None:
+    """Checkpoint: the last state, the best weights so far and the history, replacing the one before."""
+    leaves = {f"{index:04d}": leaf for index, leaf in enumerate(jax.tree.leaves((state, best)))}
+    items = ocp.args.Composite(arrays=ocp.args.StandardSave(leaves), history=ocp.args.JsonSave(asdict(history)))
+    with ocp.CheckpointManager(directory / "last", options=ocp.CheckpointManagerOptions(max_to_keep=1)) as manager:
+        manager.save(history.step[-1], args=items)
+    _write(directory / "history.json", json.dumps(asdict(history), indent=1))
+
+
+def _restore(directory: Path, state, best):
+    """State, best weights, step and history of the last checkpoint; what was given where there is none."""
+    leaves, tree = jax.tree.flatten((state, best))
+    template = {f"{index:04d}": jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for index, leaf in enumerate(leaves)}
+    items = ocp.args.Composite(arrays=ocp.args.StandardRestore(template), history=ocp.args.JsonRestore())
+    with ocp.CheckpointManager(directory / "last", options=ocp.CheckpointManagerOptions(max_to_keep=1)) as manager:
+        step = manager.latest_step()
+        if step is None:
+            return state, best, 0, History()
+        found = manager.restore(step, args=items)
+    state, best = jax.tree.unflatten(tree, [found["arrays"][name] for name in sorted(template)])
+    return state, best, step, History(**found["history"])

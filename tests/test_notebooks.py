@@ -1,0 +1,106 @@
+"""The six notebooks: how they are written, and one run of all of them on the smoke preset."""
+
+import ast
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from test_reproduce import Links
+
+ROOT = Path(__file__).parent.parent
+NAMES = [
+    "01_phase_field",
+    "02_fft_blend",
+    "03_training",
+    "04_evaluation",
+    "05_attention_maps",
+    "06_denoise_your_micrographs",
+]
+COMMON = {"seed": 0, "output_dir": "../runs/interactive", "use_real_micrographs": True}
+
+
+def test_there_are_six_ordered_notebooks():
+    assert sorted(p.stem for p in (ROOT / "notebooks").glob("*.ipynb")) == NAMES
+
+
+# ---- how they are written ----
+
+
+@pytest.fixture(params=NAMES)
+def notebook(request):
+    return nbformat.read(ROOT / "notebooks" / f"{request.param}.ipynb", as_version=4)
+
+
+def code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_opens_with_its_title_and_finds_its_kernel(notebook):
+    first = notebook.cells[0]
+    assert first.cell_type == "markdown" and first.source.startswith("# ")
+    assert notebook.metadata.kernelspec.name in ("mdn", "python3")
+
+
+def test_holds_no_outputs(notebook):
+    assert all(not cell.outputs and cell.execution_count is None for cell in code(notebook))
+
+
+def test_parameters_are_plain_literals_in_one_tagged_cell(notebook):
+    (tagged,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    found = {}
+    for statement in ast.parse(tagged.source).body:
+        assert isinstance(statement, ast.Assign) and len(statement.targets) == 1, ast.unparse(statement)
+        found[statement.targets[0].id] = ast.literal_eval(statement.value)
+    assert found | COMMON == found
+
+
+def test_cells_are_short_and_define_nothing(notebook):
+    for cell in code(notebook):
+        assert len(cell.source.splitlines()) <= 25, cell.source
+        assert not re.search(r"pip install|conda install|sys\.path|os\.chdir|^\s*[%!]", cell.source, re.M), (
+            cell.source
+        )
+        defined = [
+            n for n in ast.walk(ast.parse(cell.source)) if isinstance(n, ast.FunctionDef | ast.ClassDef)
+        ]
+        assert not defined, cell.source
+
+
+# ---- one run of all of them ----
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory):
+    """The folder that `reproduce.py smoke` writes."""
+    runs = tmp_path_factory.mktemp("runs")
+    command = [sys.executable, "notebooks/reproduce.py", "smoke", "--runs", str(runs)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=800)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return runs / "smoke"
+
+
+def test_index_shows_every_notebook_and_asks_nothing_of_the_network(smoke):
+    page = (smoke / "index.html").read_text()
+    links = Links(page)
+    assert "6 of 6 notebooks done" in page and "The denoisers side by side" in page
+    assert "://" not in page and "script" not in links.tags
+    assert all((smoke / address).is_file() for address in links.addresses)
+    assert {f"{name}.html" for name in NAMES} <= set(links.addresses)
+    figures = {f"figures/{path.name}" for path in (smoke / "figures").glob("*.png")}
+    assert figures and figures <= set(links.addresses)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_run_leaves_a_page_a_figure_and_finite_numbers(smoke, name):
+    assert (smoke / f"{name}.ipynb").is_file() and (smoke / f"{name}.html").stat().st_size > 10_000
+    assert json.loads((smoke / "state.json").read_text())["notebooks"][name]["figures"]
+    result = json.loads((smoke / f"{name}.json").read_text())
+    assert result["micrographs"] in ("real", "stand-ins")
+    assert result["headline"]
+    for key, value in result["headline"].items():
+        assert isinstance(value, int | float) and math.isfinite(value), (key, value)
