@@ -18,11 +18,13 @@ from tqdm.auto import tqdm
 
 from mdn.micrographs import load_reference, region
 from mdn.phase_field import AllenCahn, Grains, grow
-from mdn.synthesis import STAND_INS, Pair, PairConfig, make_pair, stand_in
+from mdn.synthesis import STAND_INS, PairConfig, make_pair, stand_in
 
 SPLITS = ("train", "validation", "test")
 REFERENCES = ("iron_nital", "brass_c2600_200x")
 STAND_IN_SHAPE = (768, 768)
+FIELDS = {"noisy": "float16", "clean": "float16", "labels": "int32", "twins": "bool", "defects": "uint16"}
+FACTS = {"run": ("int32", ()), "source": ("int32", ()), "box": ("int32", (4,)), "varied": ("bool", ())}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +91,7 @@ class Pairs:
         run: int32 [N], the phase-field run.
         source: int32 [N], index of the reference among `sources`.
         box: int32 [N, 4], (left, upper, right, lower) of the reference crop within its file.
+        varied: bool [N], whether the pair drew its own `PairConfig` or follows the paper's recipe.
         sources: names of the references.
     """
 
@@ -100,6 +103,7 @@ class Pairs:
     run: Int[np.ndarray, " n"]
     source: Int[np.ndarray, " n"]
     box: Int[np.ndarray, "n 4"]
+    varied: Bool[np.ndarray, " n"]
     sources: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -221,38 +225,34 @@ def make_dataset(path: str | Path, config: DatasetConfig, *, progress: bool = Tr
             grains = grow_run(config, run)
             for i in todo:
                 key = jax.random.fold_in(jax.random.key(config.seed), 1 + SPLITS.index(split) + 3 * i)
-                _write(group, i, run, *_make(config, grains, references[split], key=key))
+                _write(group, i, {"run": run, **_make(config, grains, references[split], key=key)})
                 bar.update()
     bar.close()
     return provenance
 
 
-def _make(config: DatasetConfig, grains: Grains, references: References, *, key: Array):
+def _make(config: DatasetConfig, grains: Grains, references: References, *, key: Array) -> dict:
     turn_key, crop_key, config_key, pair_key = jax.random.split(key, 4)
     reference, source, box = references.crop(config.shape, key=crop_key)
     draw_key, config_key = jax.random.split(config_key)
     varied = float(jax.random.uniform(draw_key)) < config.varied
     pair_config = PairConfig.draw(config_key) if varied else PairConfig()
-    return make_pair(_turned(grains, key=turn_key), reference, config=pair_config, key=pair_key), source, box
-
-
-FIELDS = {"noisy": "float16", "clean": "float16", "labels": "int32", "twins": "bool", "defects": "uint16"}
+    pair = make_pair(_turned(grains, key=turn_key), reference, config=pair_config, key=pair_key)
+    return {name: getattr(pair, name) for name in FIELDS} | {"source": source, "box": box, "varied": varied}
 
 
 def _create(root: zarr.Group, split: str, n: int, shape: tuple[int, int], sources: tuple[str, ...]) -> zarr.Group:
     group = root.require_group(split)
     group.attrs["sources"] = list(sources)
-    for name, dtype in FIELDS.items():
-        group.require_array(name, shape=(n, *shape), chunks=(1, *shape), dtype=dtype)
-    for name, dtype, rest in (("run", "int32", ()), ("source", "int32", ()), ("box", "int32", (4,)), ("done", "bool", ())):
-        group.require_array(name, shape=(n, *rest), chunks=(1, *rest), dtype=dtype)
+    arrays = {name: (dtype, shape) for name, dtype in FIELDS.items()} | FACTS | {"done": ("bool", ())}
+    for name, (dtype, one) in arrays.items():
+        group.require_array(name, shape=(n, *one), chunks=(1, *one), dtype=dtype)
     return group
 
 
-def _write(group: zarr.Group, i: int, run: int, pair: Pair, source: int, box: tuple[int, int, int, int]) -> None:
-    for name in FIELDS:
-        group[name][i] = getattr(pair, name)
-    group["run"][i], group["source"][i], group["box"][i] = run, source, box
+def _write(group: zarr.Group, i: int, pair: dict) -> None:
+    for name, value in pair.items():
+        group[name][i] = value
     group["done"][i] = True  # last: a pair cut short is made again
 
 
@@ -269,6 +269,6 @@ def load_pairs(path: str | Path, split: str) -> Pairs:
     group = zarr.open_group(str(path), mode="r")[split]
     if not group["done"][:].all():
         raise ValueError(f"{path} is not finished: {int((~group['done'][:]).sum())} pairs of {split!r} are missing")
-    arrays = {name: group[name][:] for name in (*FIELDS, "run", "source", "box")}
+    arrays = {name: group[name][:] for name in (*FIELDS, *FACTS)}
     arrays |= {name: arrays[name].astype(np.float32) for name in ("noisy", "clean")}
     return Pairs(**arrays, sources=tuple(group.attrs["sources"]))

@@ -20,13 +20,13 @@ from skimage.morphology import skeletonize
 
 # The one boundary detector, fixed before the first comparison.
 SCALES = (1.5, 2.5)         # px: a groove of 2 to 6 px
-STEP_WEIGHT = 0.7           # a step answers the gradient more than a groove of its height answers the curvature
+STEP_WEIGHT = 0.7           # a step answers its gradient more than a groove its curvature
 WEAK = 0.5                  # of the threshold: goes on along a boundary, does not start one
 SHORTEST = 25               # px of thinned length: a pit or a speck ends below it
 SMALLEST_HOLE = 16          # px: the two flanks of one boundary, no grain
 THRESHOLD = 0.12
 THRESHOLDS = tuple(np.geomspace(0.03, 0.5, 15))     # what `choose_threshold` tries
-DTYPES = {"boundary": "b", "labels": "iu", "image": "biuf"}     # numpy's letters for what each kind of array holds
+DTYPES = {"boundary": "b", "labels": "iu", "image": "biuf"}  # numpy's letters for what each kind holds
 
 
 def _checked(kind: str, **arrays) -> list[np.ndarray]:
@@ -50,7 +50,7 @@ def _checked(kind: str, **arrays) -> list[np.ndarray]:
 
 
 def psnr(image: np.ndarray, truth: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB for white = 1: -10 log10 mean (x - t)^2; infinite where they are equal."""
+    """Peak signal-to-noise ratio in dB for white = 1: -10 log10 mean (x - t)^2; infinite if equal."""
     image, truth = _checked("image", image=image, truth=truth)
     error = np.mean((image - truth) ** 2)
     return float(-10 * np.log10(error)) if error else float("inf")
@@ -79,7 +79,7 @@ def matched_psnr(image: np.ndarray, noisy: np.ndarray, truth: np.ndarray) -> flo
 
 
 def ssim(image: np.ndarray, truth: np.ndarray) -> float:
-    """Structural similarity with the settings of Wang et al. (2004): Gaussian window of sigma 1.5 px, white = 1."""
+    """Structural similarity as Wang et al. (2004) set it: Gaussian window, sigma 1.5 px, white = 1."""
     image, truth = _checked("image", image=image, truth=truth)
     if min(image.shape) < 11:
         raise ValueError(f"image: shape {image.shape}; accepted: at least 11 px a side, the window's width")
@@ -87,12 +87,22 @@ def ssim(image: np.ndarray, truth: np.ndarray) -> float:
                                        use_sample_covariance=False, data_range=1.0))
 
 
+def image_scores(image: np.ndarray, noisy: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Raw, aligned and matched PSNR in dB, and SSIM, of one result [H, W]: the columns of notebook 04's table."""
+    return {
+        "raw PSNR": psnr(image, truth),
+        "aligned PSNR": aligned_psnr(image, truth),
+        "matched PSNR": matched_psnr(image, noisy, truth),
+        "SSIM": ssim(image, truth),
+    }
+
+
 def boundary_strength(image: np.ndarray) -> Float[np.ndarray, "h w"]:
     """How much each pixel looks like a grain boundary: a dark groove, or a step between two greys.
 
-    max_s max( s^2 lambda_1(H_s), 0.7 s |grad_s| ) with lambda_1 the larger eigenvalue of the Hessian, derivatives
-    of Gaussians of s = 1.5 and 2.5 px, after the image's 1-99 % range is stretched to [0, 1]: gain and offset of
-    the grey levels do not matter. Zero on a constant image. Lindeberg (1998): s^2 and s make scales comparable.
+    max_s max( s^2 lambda_1(H_s), 0.7 s |grad_s| ), lambda_1 the larger eigenvalue of the Hessian, s = 1.5 and
+    2.5 px the widths of the Gaussians, once the 1-99 % range of greys is stretched to [0, 1]: gain and offset
+    do not matter. Zero on a constant image. s^2 and s make the scales comparable (Lindeberg 1998).
     """
     (image,) = _checked("image", image=image)
     low, high = np.percentile(image, (1, 99))
@@ -106,16 +116,17 @@ def boundary_strength(image: np.ndarray) -> Float[np.ndarray, "h w"]:
     return strength
 
 
-def detect_boundaries(image: np.ndarray, threshold: float = THRESHOLD) -> Bool[np.ndarray, "h w"]:
-    """Grain boundaries, one pixel thin: strength above the threshold, and above half of it where they go on.
+def detect_boundaries(image: np.ndarray, threshold: float | int = THRESHOLD) -> Bool[np.ndarray, "h w"]:
+    """Grain boundaries, a pixel thin: strength above the threshold, and above half of it where they go on.
 
-    Strength as in `boundary_strength`. Holes of at most 16 px are filled before thinning, and what is then shorter than 25 px is dropped.
+    Strength as in `boundary_strength`. Holes of at most 16 px are filled, the rest thinned, pieces under
+    25 px dropped.
     Raises ValueError unless threshold > 0.
     """
     return _thin_boundaries(boundary_strength(image), threshold)
 
 
-def _thin_boundaries(strength: Float[np.ndarray, "h w"], threshold: float) -> Bool[np.ndarray, "h w"]:
+def _thin_boundaries(strength: Float[np.ndarray, "h w"], threshold: float | int) -> Bool[np.ndarray, "h w"]:
     if not threshold > 0:
         raise ValueError(f"threshold: {threshold}; accepted: above 0")
     mask = apply_hysteresis_threshold(strength, WEAK * threshold, threshold)
@@ -135,8 +146,8 @@ class BoundaryScore(NamedTuple):
     f: float
 
 
-def boundary_score(found: np.ndarray, truth: np.ndarray, tolerance: float = 3) -> BoundaryScore:
-    """Boundaries found against true ones, both thinned, a pixel counted when the other set is within `tolerance` px.
+def boundary_score(found: np.ndarray, truth: np.ndarray, tolerance: float | int = 3) -> BoundaryScore:
+    """Boundaries found against true ones: both thinned, a pixel right if within `tolerance` px of the others.
 
     F = 2 P R / (P + R). Nothing found: P = 1, nothing invented. Nothing to be found: R = 1, nothing lost.
     F = 1 where both are empty, 0 where one is.
@@ -154,7 +165,7 @@ def boundary_score(found: np.ndarray, truth: np.ndarray, tolerance: float = 3) -
 
 
 def choose_threshold(images: Sequence, truths: Sequence, thresholds: Sequence = THRESHOLDS) -> float:
-    """The threshold of the highest mean boundary F over validation images and their true boundaries (bool)."""
+    """The threshold of the highest mean boundary F over validation images, given their true boundaries."""
     if len(images) == 0 or len(images) != len(truths) or len(thresholds) == 0:
         raise ValueError(f"images: {len(images)}, truths: {len(truths)}, thresholds: {len(thresholds)}; "
                          "accepted: as many truths as images, at least one of each")
@@ -166,7 +177,7 @@ def choose_threshold(images: Sequence, truths: Sequence, thresholds: Sequence = 
 
 
 def label_boundaries(labels: np.ndarray, periodic: bool = False) -> Bool[np.ndarray, "h w"]:
-    """Pixels whose right or lower neighbour has another label; `periodic` where opposite sides are neighbours."""
+    """Pixels whose right or lower neighbour has another label; `periodic`: opposite sides are neighbours."""
     (labels,) = _checked("labels", labels=labels)
     edges = np.zeros(labels.shape, bool)
     for axis in (0, 1):
@@ -178,7 +189,7 @@ def label_boundaries(labels: np.ndarray, periodic: bool = False) -> Bool[np.ndar
 
 
 def variation_of_information(labels: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
-    """(split, merge) in bit: H(labels | truth), grains cut in two, and H(truth | labels), grains grown together."""
+    """(split, merge) in bit: H(labels | truth), grains cut apart; H(truth | labels), grains together."""
     labels, truth = _checked("labels", labels=labels, truth=truth)
     split, merge = conditional_entropies(truth, labels)
     return float(split), float(merge)

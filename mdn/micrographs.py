@@ -1,7 +1,7 @@
 """Real micrographs (App. B, Fig. 1f): image files with their calibration, and the registry of references.
 
 Grey is [H, W], colour [H, W, 3], rows first. Of a TIFF with many pages the first is read; palette and CMYK
-become RGB; alpha is dropped.
+become RGB; alpha is dropped. Makers' private tags are not carried over.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Micrograph:
     """Pixels [H, W] or [H, W, 3], um per pixel (None where unknown), and what else the file says."""
 
     pixels: np.ndarray
-    um_per_px: float | None = None
+    um_per_px: float | int | None = None
     metadata: dict = dataclasses.field(default_factory=dict)
 
 
@@ -118,7 +118,8 @@ def read_micrograph(path: str | os.PathLike) -> Micrograph:
         image = _read_tiff(path) if is_tiff else _read_pillow(path, head)
         check_image(image.pixels, "pixels")
     except Exception as error:      # decoders raise a dozen kinds; the reader needs one
-        raise ValueError(f"{path}: cannot be read as a micrograph ({error}); accepted: {ACCEPTED}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path}: no micrograph to be read ({reason}); accepted: {ACCEPTED}") from error
     return image
 
 
@@ -159,9 +160,9 @@ def _tiff_calibration(tif: tifffile.TiffFile, page: tifffile.TiffPage) -> float 
     unit = (tif.imagej_metadata or {}).get("unit") if tif.is_imagej else None
     if unit is not None:
         scale = UNIT_UM.get(str(unit).strip().lower(), 0.0)
-        return _calibration(scale / x if x else 0, scale / y if y else 0)
+        return _calibration(scale / x if x else 0.0, scale / y if y else 0.0)
     scale = {2: 25400.0, 3: 10000.0}.get(int(page.resolutionunit), 0.0)
-    return _calibration(scale / x if x else 0, scale / y if y else 0, coarsest=COARSEST_UM)
+    return _calibration(scale / x if x else 0.0, scale / y if y else 0.0, coarsest=COARSEST_UM)
 
 
 def _calibration(x: float, y: float, coarsest: float = np.inf) -> float | None:
@@ -246,7 +247,7 @@ def _write_pillow(path: Path, pixels: np.ndarray, like: Micrograph) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """A table of sources.toml: box is (left, upper, right, lower) in px, traced the file of the boundaries."""
+    """A table of sources.toml; box is (left, upper, right, lower) in px, traced the file of boundaries."""
 
     name: str
     file: str
@@ -255,7 +256,7 @@ class Source:
     licence: str
     use: str
     material: str = ""
-    um_per_px: float | None = None
+    um_per_px: float | int | None = None
     box: tuple[int, int, int, int] | None = None
     traced: str | None = None
 

@@ -206,6 +206,7 @@ class DenoisingNetwork(nnx.Module):
 
     def __init__(self, config: NetworkConfig | None = None, *, rngs: nnx.Rngs):
         self.config = config = config or NetworkConfig()
+        rngs = nnx.Rngs(params=rngs.params(), dropout=rngs.dropout())  # a stream named so is what reseeding finds
         self.features = FeatureExtraction(config.width, rngs=rngs)
         self.blocks = nnx.List([AttentionResidualBlock(config, rngs=rngs) for _ in range(config.blocks)])
         self.reconstruction = Reconstruction(config.width, rngs=rngs)
@@ -244,6 +245,28 @@ def save_weights(path: str | Path, model: DenoisingNetwork, *, metadata: dict[st
     temporary.replace(path)
 
 
+def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """Header and tensors of a safetensors file that says which network it holds."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}")
+    try:
+        with safe_open(path, "np") as file:
+            header = file.metadata() or {}
+            NetworkConfig(**json.loads(header["config"]))
+            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        raise ValueError(f"{path} does not hold weights of mdn.DenoisingNetwork as safetensors: {error!r}") from error
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """What the header of a weights' file says: the network's configuration and how it was trained.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_weights`.
+    """
+    return _read(Path(path))[0]
+
+
 def load_weights(path: str | Path) -> DenoisingNetwork:
     """Build the network that a safetensors file describes and fill in its weights.
 
@@ -251,16 +274,8 @@ def load_weights(path: str | Path) -> DenoisingNetwork:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is no safetensors file or its tensors are not those of its configuration.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}")
-    try:
-        with safe_open(path, "np") as file:
-            header = file.metadata() or {}
-            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        model = DenoisingNetwork(NetworkConfig(**json.loads(header["config"])), rngs=nnx.Rngs(0))
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        raise ValueError(f"{path} does not hold weights of mdn.DenoisingNetwork as safetensors: {error}") from error
+    header, stored = _read(Path(path))
+    model = DenoisingNetwork(NetworkConfig(**json.loads(header["config"])), rngs=nnx.Rngs(0))
     expected = {name: value.shape for name, value in _tensors(model).items()}
     given = {name: value.shape for name, value in stored.items()}
     if given != expected:

@@ -141,7 +141,7 @@ def _advance(
     return jnp.stack(jax.lax.fori_loop(0, n_steps, lambda _, e: step(params, e, dt), list(eta)))
 
 
-def free_energy(params: AllenCahn, eta: Sequence[Array] | Array) -> float:
+def free_energy(params: AllenCahn, eta: Sequence[Array] | Array | np.ndarray) -> float:
     """Free energy of A2 relative to a single grain, summed in float64.
 
         F = sum dx^2 [-alpha/2 sum eta^2 + beta/4 sum eta^4 + gamma sum_{i<j} eta_i^2 eta_j^2

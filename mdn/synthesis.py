@@ -200,7 +200,7 @@ def periodic_component(image: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h 
     laplacian[0, 0] = 1
     spectrum = np.fft.fft2(v) / laplacian
     spectrum[0, 0] = 0
-    return (image + np.fft.ifft2(spectrum).real).astype(np.float32)
+    return (image - np.fft.ifft2(spectrum).real).astype(np.float32)
 
 
 def fourier_blend(
@@ -292,19 +292,20 @@ def stand_in(kind: str, shape: tuple[int, int], *, key: Array) -> Float[np.ndarr
     keys = jax.random.split(key, 7)
     rng = generator(keys[0])
     tiles = voronoi(shape, max(6, round(math.prod(shape) / rng.uniform(900, 2500))), key=keys[1], relaxations=1)
-    bend = [smooth_noise(shape, 6, rng) + smooth_noise(shape, 20, rng) * 3 for _ in range(2)]
+    bend = [smooth_noise(shape, 6.0, rng) + 3 * smooth_noise(shape, 20.0, rng) for _ in range(2)]
     labels = ndimage.map_coordinates(tiles, np.indices(shape) + bend, order=0, mode="grid-wrap")
     low, high, depth, skew = {
         "etched": (0.55, 0.85, 0.75, 2.5), "twinned": (0.35, 0.95, 0.7, 1.2), "textured": (0.3, 0.8, 0.35, 1.0)
     }[kind]  # fmt: skip
     distance = ndimage.distance_transform_edt(~_boundaries(labels))
-    width = np.clip(1.3 + 0.5 * smooth_noise(shape, 10, rng), 0.5, None)
+    width = np.clip(1.3 + 0.5 * smooth_noise(shape, 10.0, rng), 0.5, None)
     order = 1 - (1 - ORDER_ON_BOUNDARY) * np.exp(-0.5 * (distance / width) ** 2)
     look = PairConfig(
         groove_depth=depth, grey=(low, high), skew=skew, twin_fraction=0.6 if kind == "twinned" else 0.0
     )
     image, _ = shade(Grains(labels, order.astype(np.float32), 0.0, 0.0), config=look, key=keys[2])
-    texture = 0.03 * smooth_noise(shape, 0.7, rng) + 0.02 * smooth_noise(shape, 3, rng) + 0.03 * smooth_noise(shape, 25, rng)
+    texture = 0.03 * smooth_noise(shape, 0.7, rng) + 0.02 * smooth_noise(shape, 3.0, rng)
+    texture += 0.03 * smooth_noise(shape, 25.0, rng)
     image = np.clip(image * (1 + texture), 0, 1).astype(np.float32)
     image = etch_pit(image, strength=0.6 if kind == "etched" else 0.2, key=keys[3])
     image = faint_scratch(image, strength=0.4, key=keys[4])

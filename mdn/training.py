@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from mdn.network import stretch
 
-Images = Float[np.ndarray, "n h w"]
+Images = Float[np.ndarray, "_n _h _w"]  # noisy and clean agree in shape, training and validation need not
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -124,7 +124,7 @@ def figures(nb: dict) -> list[str]:
             caption += " (procedural stand-ins)"
         address = f"figures/{quote(name)}"
         shown.append(
-            f'<figure><a href="{address}"><img src="{address}" alt="{caption}" loading="lazy"></a>'
+            f'<figure><a href="{address}"><img src="{address}" alt="{escape(caption)}" loading="lazy"></a>'
             f"<figcaption>{escape(caption)}</figcaption></figure>"
         )
     return [f"<h3>{escape(nb['title'])}</h3>", *shown]
@@ -147,13 +147,17 @@ def definitions(pairs: dict) -> str:
 
 
 def table(columns: list, rows: list[list]) -> str:
-    def cell(tag, value, numeric):
-        return f'<{tag} class="number">{text(value)}</{tag}>' if numeric else f"<{tag}>{text(value)}</{tag}>"
-
-    numeric = [any(is_number(row[i]) for row in rows if i < len(row)) for i in range(len(columns))]
-    head = "".join(cell("th", c, n) for c, n in zip(columns, numeric, strict=True))
-    body = "".join("<tr>" + "".join(cell("td", v, is_number(v)) for v in row) + "</tr>" for row in rows)
-    return framed(head, body)
+    """Numbers of one column share their decimals, so that they can be compared by eye."""
+    head, body = [], [[] for _ in rows]
+    for i, column in enumerate(columns):
+        values = [row[i] for row in rows]
+        floats = [abs(v) for v in values if isinstance(v, float) and math.isfinite(v)]
+        decimals = None if not floats or max(floats) < 0.01 else 2 if max(floats) >= 1 else 3
+        mark = ' class="number"' if any(map(is_number, values)) else ""
+        head.append(f"<th{mark}>{text(column)}</th>")
+        for cells, value in zip(body, values, strict=True):
+            cells.append(f"<td{mark}>{text(value, decimals)}</td>")
+    return framed("".join(head), "".join(f"<tr>{''.join(cells)}</tr>" for cells in body))
 
 
 def framed(head: str, body: str) -> str:
@@ -165,10 +169,11 @@ def is_number(value) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def text(value) -> str:
-    """A value as a reader wants it: four figures, thousands marked, a dash for what is no number."""
+def text(value, decimals: int | None = None) -> str:
+    """A value as a reader wants it: four figures or so many decimals, a dash for what is no number."""
     if isinstance(value, float):
-        return f"{value:.4g}" if math.isfinite(value) else "–"
+        shown = f"{value:.4g}" if decimals is None else f"{value:.{decimals}f}"
+        return shown if math.isfinite(value) else "–"
     if is_number(value):
         return f"{value:,}"
     return "–" if value is None else escape(str(value))

@@ -5,13 +5,15 @@
     python notebooks/reproduce.py quick --stand-ins --figures figures
 
 A preset is notebooks/presets/PRESET.yaml: a mapping from notebook name to its parameters; those under
-`common` go to every notebook that has them. papermill executes each notebook in notebooks/, as JupyterLab would, into
-runs/PRESET/; the notebook finds that folder in its parameter `output_dir` and writes there figures/*.png and
+`common` go to every notebook that has them. papermill executes each notebook in notebooks/, as JupyterLab
+would, into runs/PRESET/; the notebook finds that folder in its parameter `output_dir` and writes there
+figures/*.png and
 
     NN_name.json:  {"headline": {name: number}, "micrographs": "real" or "stand-ins",
                     "table": {"columns": [...], "rows": [[...]]},   where there is one
                     "captions": {"figure.png": "..."}}              likewise
 
+Pairs and checkpoints go to work/NN_name/, which outlives a killed run but not a change of what made it.
 A run that dies leaves what it had finished, and the next one goes on from there: a notebook is run again only
 if its source, its parameters, mdn or a notebook before it has changed.
 """
@@ -87,6 +89,7 @@ def main(argv: list[str] | None = None, here: Path = HERE) -> int:
         if run.is_done(notebook) and not args.fresh:
             print(f"{notebook.stem:32} done before")
             continue
+        run.prepare_work(notebook, fresh=args.fresh)
         print(f"{notebook.stem:32} ", end="", flush=True)
         if error := run.execute(notebook, parameters[notebook.stem]):
             print(f"\n{notebook.name} failed:\n\n{error}\n")
@@ -207,6 +210,15 @@ class Run:
             and all((self.out / name).is_file() for name in files)
         )
 
+    def prepare_work(self, notebook: Path, *, fresh: bool) -> None:
+        """work/NN_name/, where a notebook keeps what it can go on from: emptied once that is out of date."""
+        work, key = self.out / "work" / notebook.stem, self.keys[notebook.stem]
+        made_for = work / ".key"
+        if fresh or not made_for.is_file() or made_for.read_text(encoding="utf-8") != key:
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir(parents=True)
+            write_atomically(made_for, key)
+
     def execute(self, notebook: Path, parameters: dict) -> str:
         """Run one notebook; whatever becomes of it, its copy, its HTML, state.json and the index are written.
 
@@ -225,6 +237,7 @@ class Run:
                     parameters,
                     kernel_name=kernel_name(),
                     cwd=str(notebook.parent),
+                    extra_arguments=["--IPKernelApp.log_level=ERROR"],
                     progress_bar=sys.stderr.isatty(),
                 )
             except (Exception, KeyboardInterrupt) as raised:

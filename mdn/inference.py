@@ -1,0 +1,79 @@
+"""Denoising a micrograph (Section III.b): any size, colour and dtype kept, histogram matched to the input."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Float
+from numpy.typing import ArrayLike
+from skimage.exposure import match_histograms
+
+from mdn.micrographs import check_image, from_float, grey_range, luminance, to_float, with_luminance
+from mdn.network import DenoisingNetwork, load_weights, read_metadata, stretch
+
+SHIPPED = Path(__file__).parent / "weights" / "denoiser.safetensors"
+
+
+class Denoiser:
+    """A trained network as a function of micrographs.
+
+    Attributes:
+        network: the `DenoisingNetwork`.
+        metadata: what the weights' file says of their training.
+    """
+
+    def __init__(self, network: DenoisingNetwork, metadata: dict | None = None):
+        self.network, self.metadata = network, metadata or {}
+
+    @cached_property
+    def _apply(self):
+        graph, state = nnx.split(nnx.view(self.network, deterministic=True, use_running_average=True))
+        apply = jax.jit(lambda state, x: nnx.merge(graph, state)(x[None, :, :, None])[0, :, :, 0])
+        return lambda image: np.asarray(apply(state, image))
+
+    def restore(self, grey: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
+        """The network's own intensities in [0, 1] for a luminance in [0, 1], its 1-99 % range stretched first."""
+        return self._apply(stretch(grey))
+
+    def __call__(self, image: ArrayLike, *, match_histogram: bool = True) -> np.ndarray:
+        """Denoise a micrograph.
+
+        Args:
+            image: [H, W] or [H, W, 3] of any size; bool, uint8, uint16 or float.
+            match_histogram: whether the result takes the input's grey levels (Section III.b); without, the
+                network's own [0, 1] scaled to the dtype.
+
+        Returns:
+            The clean micrograph, of the same shape and dtype. Of a colour image the luminance is denoised and
+            the chroma kept.
+
+        Raises:
+            ValueError: for an array of another rank or dtype, an empty one, or one that holds NaN or infinity.
+
+        Source: Eq. 1; Section III.b.
+        """
+        image = check_image(image)
+        grey = luminance(image)
+        clean = self.restore(grey)
+        if match_histogram:
+            clean = match_histograms(clean, grey).astype(np.float32)
+        if image.ndim == 3:
+            clean = with_luminance(to_float(image), clean)
+        return from_float(clean, image.dtype, grey_range(image))
+
+
+def load_denoiser(path: str | Path | None = None) -> Denoiser:
+    """The denoiser with the shipped weights, or with those of a safetensors file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds no weights of this network.
+    """
+    path = Path(path) if path is not None else SHIPPED
+    metadata = read_metadata(path) if path.is_file() else {}
+    return Denoiser(load_weights(path), {k: json.loads(v) if v[:1] in "{[" else v for k, v in metadata.items()})

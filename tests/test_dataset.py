@@ -1,0 +1,125 @@
+"""Pairs on disk: no leakage across the split, the same bytes after an interruption."""
+
+import jax
+import numpy as np
+import pytest
+
+from mdn import dataset
+from mdn.dataset import SPLITS, DatasetConfig, load_pairs, load_references, make_dataset
+from mdn.micrographs import region
+
+SMALL = DatasetConfig(n_pairs=15, n_test=3, n_runs=6, shape=(64, 64), time=(2.0, 5.0), varied=0.5)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pairs") / "pairs.zarr"
+    return path, make_dataset(path, SMALL, progress=False)
+
+
+def test_default_is_the_papers_2400_to_600():
+    assert DatasetConfig().counts() == {"train": 2400, "validation": 600, "test": 100}
+    assert [len(r) for r in DatasetConfig().runs().values()] == [2400, 600, 100]
+
+
+def overlap(a, b):
+    return min(a[2], b[2]) > max(a[0], b[0]) and min(a[3], b[3]) > max(a[1], b[1])
+
+
+def leaks(splits):
+    """Runs or pixels of a reference that stand in more than one of the splits."""
+    found = []
+    for i, a in enumerate(splits):
+        for b in splits[i + 1 :]:
+            found += sorted(set(a.run.tolist()) & set(b.run.tolist()))
+            found += [
+                (x.tolist(), y.tolist())
+                for x, s in zip(a.box, a.source, strict=True)
+                for y, t in zip(b.box, b.source, strict=True)
+                if s == t and overlap(x, y)
+            ]
+    return found
+
+
+def test_nothing_stands_on_two_sides_of_a_split(made):
+    splits = [load_pairs(made[0], split) for split in SPLITS]
+    assert [len(s) for s in splits] == [12, 3, 3]
+    assert leaks(splits) == []
+    assert leaks([splits[0], splits[0]]) != []  # the check sees a leak where there is one
+
+
+def test_real_regions_are_disjoint_and_large_enough():
+    for name in dataset.REFERENCES:
+        boxes = [region(name, split) for split in SPLITS]
+        assert not any(overlap(a, b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
+        assert all(b[2] - b[0] >= 256 and b[3] - b[1] >= 256 for b in boxes)
+
+
+def test_pairs_are_images_with_their_truth(made):
+    pairs = load_pairs(made[0], "train")
+    assert pairs.noisy.shape == pairs.clean.shape == (12, 64, 64) and pairs.noisy.dtype == np.float32
+    assert 0 <= pairs.noisy.min() and pairs.noisy.max() <= 1
+    correlation = [np.corrcoef(x.ravel(), y.ravel())[0, 1] for x, y in zip(pairs.noisy, pairs.clean, strict=True)]
+    assert np.median(correlation) > 0.3
+    shuffled = [np.corrcoef(pairs.noisy[i].ravel(), pairs.clean[i - 1].ravel())[0, 1] for i in range(12)]
+    assert np.median(correlation) > 0.2 + np.median(shuffled)
+
+
+def test_interrupted_generation_ends_with_the_same_bytes(made, tmp_path, monkeypatch):
+    write, count = dataset._write, 0
+
+    def failing(*args):
+        nonlocal count
+        count += 1
+        if count == 8:
+            raise KeyboardInterrupt
+        write(*args)
+
+    monkeypatch.setattr(dataset, "_write", failing)
+    with pytest.raises(KeyboardInterrupt):
+        make_dataset(tmp_path / "p.zarr", SMALL, progress=False)
+    with pytest.raises(ValueError, match="not finished|no dataset"):
+        load_pairs(tmp_path / "p.zarr", "train")
+    monkeypatch.setattr(dataset, "_write", write)
+    make_dataset(tmp_path / "p.zarr", SMALL, progress=False)
+    for split in SPLITS:
+        a, b = load_pairs(made[0], split), load_pairs(tmp_path / "p.zarr", split)
+        for name in ("noisy", "clean", "labels", "twins", "defects", "run", "source", "box", "varied"):
+            np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
+
+
+def test_a_finished_dataset_is_left_alone(made, monkeypatch):
+    monkeypatch.setattr(dataset, "grow_run", lambda *_: pytest.fail("grew a run that was there"))
+    assert make_dataset(made[0], SMALL, progress=False) == made[1]
+
+
+def test_stand_ins_differ_between_splits():
+    first = [load_references(split, real=False).images[0] for split in SPLITS]
+    assert (first[0] != first[1]).any() and (first[1] != first[2]).any()
+
+
+def test_references_fall_back_to_stand_ins(monkeypatch):
+    def missing(name, split):
+        raise FileNotFoundError(name)
+
+    monkeypatch.setattr(dataset, "load_reference", missing)
+    assert load_references("train").names == dataset.STAND_INS and not load_references("train").real
+
+
+def test_crops_lie_where_their_box_says():
+    references = load_references("validation", real=False)
+    crop, index, (left, upper, right, lower) = references.crop((64, 80), key=jax.random.key(4))
+    x, y = references.corners[index]
+    np.testing.assert_array_equal(crop, references.images[index][upper - y : lower - y, left - x : right - x])
+
+
+def test_bad_input_is_named(made, tmp_path):
+    with pytest.raises(ValueError, match="another configuration"):
+        make_dataset(made[0], DatasetConfig(n_pairs=20, n_test=3, n_runs=6, shape=(64, 64)), progress=False)
+    with pytest.raises(ValueError, match="split"):
+        load_pairs(made[0], "holdout")
+    with pytest.raises(ValueError, match="no dataset"):
+        load_pairs(tmp_path / "nothing.zarr", "train")
+    for bad in ({"n_pairs": 2}, {"n_runs": 1}, {"shape": (8, 8)}, {"varied": 1.5}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            DatasetConfig(**bad)

@@ -1,0 +1,161 @@
+"""Figures draw what they are given, say so in their labels, and leave nothing open."""
+
+from types import SimpleNamespace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from flax import nnx
+from matplotlib.figure import Figure
+
+from mdn import figures
+from mdn.network import DenoisingNetwork, NetworkConfig, count_parameters
+
+RNG = np.random.default_rng(0)
+IMAGE = RNG.random((24, 32), np.float32)
+LABELS = (np.indices((24, 32)) // 8).sum(0).astype(np.int32)
+EDGES = np.roll(LABELS, 1, 1) != LABELS
+GRAINS = [
+    SimpleNamespace(labels=LABELS, order=IMAGE, time=float(t), energy=9.0 - t, n_grains=6 - t) for t in range(3)
+]
+PANELS = ("phase_field", "clean", "defective", "blended", "noisy", "reference")
+PAIR = SimpleNamespace(**dict.fromkeys(PANELS, IMAGE))
+HISTORY = SimpleNamespace(
+    step=[1, 2, 3], train_loss=[3.0, 2.0, 1.0], validation_loss=[3.0, 2.5, 2.6], validation_psnr=[1.0, 7.0, 5.0], best=1
+)
+TABLE = {"columns": ["method", "PSNR", "SSIM"], "rows": [["noisy", 14.0, 0.3], ["network", 25.0, None]]}
+MAPS = SimpleNamespace(
+    image=IMAGE, spatial=RNG.random((3, 24, 32)), overall=IMAGE, channel_weights=RNG.random((3, 8)).astype(np.float32)
+)
+IMAGE_40 = RNG.random((40, 40), np.float32)
+RGB = (255 * RNG.random((24, 32, 3))).astype(np.uint8)
+ROW = {"name": "iron", "before": IMAGE, "after": IMAGE / 2, "um_per_px": 0.5}
+
+
+def network(**config) -> DenoisingNetwork:
+    """Shapes alone, which is all that is drawn."""
+    return nnx.eval_shape(lambda: DenoisingNetwork(NetworkConfig(**config), rngs=nnx.Rngs(0)))
+
+
+def words(fig: Figure) -> str:
+    """All that is written on a figure."""
+    artists = fig.findobj(lambda artist: hasattr(artist, "get_text"))
+    return " | ".join(artist.get_text() for artist in artists if artist.get_visible())
+
+
+DRAWN = {  # name: (how to draw it, number of images on it, words that have to be on it)
+    "micrograph": (lambda: figures.plot_micrograph(IMAGE, title="iron", um_per_px=0.5), 1, ["iron", "5 µm"]),
+    "micrograph in colour": (lambda: figures.plot_micrograph(RGB), 1, []),
+    "structures": (lambda: figures.plot_structures(GRAINS), 3, ["time 0, 6 grains", "time 2, 4 grains"]),
+    "coarsening": (lambda: figures.plot_coarsening(GRAINS), 0, ["time (1/(Lα))", "energy F", "area (cells)"]),
+    "colouring": (lambda: figures.plot_colouring(LABELS, np.arange(6)), 4, ["6 grains", "order parameter"]),
+    "colouring, many": (lambda: figures.plot_colouring(LABELS, np.arange(24)), 4, ["24 order parameters"]),
+    "pair": (
+        lambda: figures.plot_pair(PAIR, um_per_px=0.5), 6,
+        ["(a) phase field", "(b)", "(c)", "(d)", "(e)", "(f)", "phase of c", "magnitude of f", "5 µm"],
+    ),
+    "combinations": (
+        lambda: figures.plot_combinations([IMAGE] * 2, [IMAGE] * 3, [[IMAGE] * 3] * 2), 11,
+        ["structure 2", "micrograph 3"],
+    ),
+    "spectrum": (lambda: figures.plot_spectrum(IMAGE, IMAGE, IMAGE), 3, ["phase", "magnitude", "log magnitude"]),
+    "defects": (lambda: figures.plot_defects({"etch pit": IMAGE, "speckle": IMAGE}), 2, ["etch pit", "speckle"]),
+    "history": (lambda: figures.plot_history(HISTORY), 0, ["best: 7.00 dB at 2", "loss", "optimiser step"]),
+    "history, empty": (
+        lambda: figures.plot_history(SimpleNamespace(step=[], train_loss=[], validation_loss=[], validation_psnr=[])),
+        0, ["optimiser step"],
+    ),
+    "before and after": (
+        lambda: figures.plot_before_after([ROW, {"name": "colour", "before": RGB, "after": RGB}]), 6,
+        ["iron", "colour", "denoised", "removed", "5 µm"],
+    ),
+    "scores": (lambda: figures.plot_scores(TABLE), 0, ["PSNR", "SSIM", "network", "25.00"]),
+    "boundaries": (lambda: figures.plot_boundaries(IMAGE, EDGES, EDGES.T.reshape(24, 32)), 4, ["kept", "invented"]),
+    "boundaries found": (lambda: figures.plot_boundaries(IMAGE, EDGES), 2, ["found"]),
+    "attention": (lambda: figures.plot_attention(MAPS), 7, ["mean over 3 blocks", "channel weights", "block 3"]),
+    "attention of a block": (lambda: figures.plot_attention(MAPS, block=1), 7, ["block 2"]),
+    "uncertainty": (lambda: figures.plot_uncertainty(IMAGE, IMAGE, IMAGE), 3, ["uncertainty", "std"]),
+    "grain sizes": (lambda: figures.plot_grain_sizes({"before": np.arange(1, 9)}), 0, ["before, 8 grains", "R / "]),
+    "swipe": (lambda: figures.plot_swipe(IMAGE, IMAGE, 0.3), 1, ["before", "after"]),
+    "architecture": (lambda: figures.plot_architecture(network(width=8, blocks=2)), 0, ["(a)", "(b)", "(c)"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_figure_has_its_panels_and_labels_and_leaves_nothing_open(name):
+    draw, n_images, labels = DRAWN[name]
+    style, before = dict(plt.rcParams), plt.get_fignums()
+    fig = draw()
+    assert isinstance(fig, Figure)
+    assert sum(len(ax.images) for ax in fig.findobj(plt.Axes)) == n_images
+    for label in labels:
+        assert label in words(fig)
+    assert fig._repr_png_().startswith(b"\x89PNG")
+    assert plt.get_fignums() == before and dict(plt.rcParams) == style
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_no_text_is_cut_off_by_the_edge(name):
+    fig = DRAWN[name][0]()
+    fig.canvas.draw()
+    page = fig.bbox.padded(1)
+    for ax in fig.findobj(plt.Axes):
+        box = ax.get_tightbbox()
+        assert box is None or (page.x0 <= box.x0 and box.x1 <= page.x1), name
+        assert box is None or (page.y0 <= box.y0 and box.y1 <= page.y1), name
+
+
+@pytest.mark.parametrize("plot", [figures.plot_micrograph, lambda i, ax: figures.plot_boundaries(i, EDGES, ax=ax)])
+def test_a_figure_goes_where_it_is_told(plot):
+    fig = Figure()
+    ax = fig.subplots()
+    assert plot(IMAGE, ax=ax) is fig and ax.images
+
+
+def test_grey_limits_are_fixed():
+    dim = figures.plot_micrograph(IMAGE * 0.1).axes[0].images[0]
+    assert dim.get_clim() == (0, 1)
+    sixteen = figures.plot_micrograph(np.full((4, 4), 65535, np.uint16)).axes[0].images[0]
+    assert sixteen.get_array().max() == 1
+
+
+def test_the_architecture_is_read_from_the_network():
+    default = network()
+    text = words(figures.plot_architecture(default))
+    assert f"{count_parameters(default):,}" in text and "6 × 19,112" in text
+    assert "1 → 32" in text and "32 → 8" in text and "sigmoid" in text and "Dropout\n0.1" in text
+
+    other = network(width=16, blocks=3, reduction=2, gate="leaky_relu", dropout=0.25)
+    text = words(figures.plot_architecture(other))
+    assert f"{count_parameters(other):,}" in text and "3 × " in text
+    assert "16 → 8\nLeakyReLU" in text and "8 → 16\nLeakyReLU" in text and "Dropout\n0.25" in text
+
+    without = network(width=16, blocks=12, attention=False)
+    text = words(figures.plot_architecture(without))
+    assert f"{count_parameters(without):,}" in text and "12 × " in text and "···" in text
+    assert "GAP" not in text and "W_1" not in text
+
+
+def test_boundaries_are_sorted_into_kept_lost_and_invented():
+    found, truth = np.zeros((40, 40), bool), np.zeros((40, 40), bool)
+    found[10], truth[12] = True, True  # kept: two px off
+    found[:, 30] = True  # invented but where it nears the truth
+    truth[35, :20] = True  # lost
+    layers = figures.plot_boundaries(IMAGE_40, found, truth, tolerance=3).axes[0].images[1:]
+    kept, lost, invented = (np.asarray(layer.get_array())[..., 3] > 0 for layer in layers)
+    assert kept[10].all() and lost[35, :20].all() and not lost[12].any()
+    assert invented[20, 30] and not invented[10].any() and not kept[20, 30]
+
+    layers = figures.plot_boundaries(IMAGE_40, found, np.zeros_like(truth)).axes[0].images[1:]
+    assert [bool((np.asarray(layer.get_array())[..., 3] > 0).any()) for layer in layers] == [False, False, True]
+
+
+@pytest.mark.parametrize("bad", [np.zeros((0, 4)), np.zeros(5), np.zeros((4, 4, 2))])
+def test_what_is_no_image_is_refused(bad):
+    with pytest.raises(ValueError, match=r"image: shape .* accepted: \[H, W\]"):
+        figures.plot_micrograph(bad)
+
+
+def test_blends_have_to_fill_the_grid():
+    with pytest.raises(ValueError, match="accepted: 2 rows of 1"):
+        figures.plot_combinations([IMAGE] * 2, [IMAGE], [[IMAGE]])

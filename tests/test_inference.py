@@ -1,0 +1,137 @@
+"""Denoising an array: any size, colour and dtype kept, histogram matched; attention and uncertainty of the same pass."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import mdn
+from mdn.attention import attention_maps
+from mdn.inference import Denoiser, load_denoiser
+from mdn.micrographs import luminance
+from mdn.network import DenoisingNetwork, NetworkConfig
+from mdn.uncertainty import familiarity, training_statistics, uncertainty_map
+
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def denoiser():
+    return Denoiser(DenoisingNetwork(NetworkConfig(width=8, blocks=2), rngs=nnx.Rngs(0)))
+
+
+def picture(shape, dtype, seed=0):
+    values = np.random.default_rng(seed).uniform(0.2, 0.9, shape)
+    return (values * np.iinfo(dtype).max).astype(dtype) if np.issubdtype(dtype, np.integer) else values.astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(33, 47), (24, 24, 3), (1, 1), (1, 40)])
+def test_shape_and_dtype_are_kept(denoiser, shape, dtype):
+    image = picture(shape, dtype)
+    before = image.copy()
+    for match in (True, False):
+        clean = denoiser(image, match_histogram=match)
+        assert clean.shape == shape and clean.dtype == dtype
+    np.testing.assert_array_equal(image, before)
+
+
+def test_matched_output_has_the_inputs_histogram(denoiser):
+    image = picture((64, 64), np.uint8)
+    np.testing.assert_allclose(np.sort(denoiser(image).ravel()), np.sort(image.ravel()), atol=2)
+
+
+def test_chroma_is_kept(denoiser):
+    image = picture((32, 32, 3), np.float32) * 0.5 + 0.25
+    clean = denoiser(image)
+    for a, b in ((0, 1), (2, 1)):  # differences of channels carry the chroma, where nothing was clipped
+        inside = ((clean > 0.01) & (clean < 0.99)).all(-1)
+        np.testing.assert_allclose((clean[..., a] - clean[..., b])[inside], (image[..., a] - image[..., b])[inside], atol=1e-5)
+
+
+def test_result_is_blind_to_exposure(denoiser):
+    image = picture((48, 48), np.float32)
+    raw, dim = (denoiser(x, match_histogram=False) for x in (image, 0.1 + 0.5 * image))
+    np.testing.assert_allclose(raw, dim, atol=1e-4)
+    np.testing.assert_allclose(denoiser(0.1 + 0.5 * image), 0.1 + 0.5 * denoiser(image), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        np.zeros((0, 5)),
+        np.zeros(7),
+        np.zeros((4, 4, 4)),
+        np.full((4, 4), np.nan),
+        np.full((4, 4), np.inf, np.float32),
+        np.array([["a"]]),
+        np.zeros((4, 4), complex),
+        "a.tif",
+    ],
+)
+def test_bad_input_is_one_clear_error(denoiser, bad):
+    for function in (denoiser, lambda x: attention_maps(denoiser, x), lambda x: uncertainty_map(denoiser, x, key=KEY)):
+        with pytest.raises(ValueError, match="accepted"):
+            function(bad)
+
+
+def test_attention_maps_are_those_of_the_pass(denoiser):
+    image = picture((40, 56), np.float32)
+    maps = attention_maps(denoiser, image)
+    assert maps.channel_weights.shape == (2, 8) and maps.spatial.shape == (2, 40, 56)
+    assert maps.features.shape == (2, 40, 56, 8) and maps.overall.shape == (40, 56)
+    assert ((maps.channel_weights > 0) & (maps.channel_weights < 1)).all() and (maps.spatial >= 0).all()
+    np.testing.assert_allclose(maps.output, denoiser.restore(luminance(image)), atol=1e-5)
+
+
+def test_no_attention_no_maps():
+    without = Denoiser(DenoisingNetwork(NetworkConfig(width=8, blocks=2, attention=False), rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match="without attention"):
+        attention_maps(without, picture((16, 16), np.float32))
+
+
+def test_uncertainty_follows_its_key_and_turns_with_the_image(denoiser):
+    image = picture((32, 24), np.float32)
+    a, b, c = (uncertainty_map(denoiser, image, key=jax.random.key(k)) for k in (0, 0, 1))
+    assert a.shape == image.shape and (a == b).all() and (a != c).any() and a.max() > 0
+    with pytest.raises(ValueError, match="passes"):
+        uncertainty_map(denoiser, image, key=KEY, passes=1)
+
+
+def test_familiar_and_unfamiliar_images(denoiser):
+    images = np.stack([picture((48, 48), np.float32, seed) for seed in range(20)])
+    known = Denoiser(denoiser.network, {"training_statistics": training_statistics(denoiser.network, images)})
+    stripes = np.tile(np.linspace(0, 1, 48, dtype=np.float32), (48, 1))
+    assert familiarity(known, stripes).distance > 5 * familiarity(known, images[3]).distance
+    assert "unlike" in familiarity(known, stripes).warning
+    assert familiarity(known, images[3]).warning is None
+    with pytest.raises(ValueError, match="statistics"):
+        familiarity(denoiser, stripes)
+
+
+def test_missing_weights(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_denoiser(tmp_path / "nowhere.safetensors")
+
+
+def test_shipped_weights_load_and_denoise():
+    """The box holds what its card says, and it lifts a simulated pair well above its noise."""
+    denoiser = mdn.load_denoiser()
+    assert denoiser.network.config == NetworkConfig()
+    grains = mdn.grow(mdn.AllenCahn(shape=(128, 128)), n_grains=16, time=20.0, key=KEY)
+    pair = mdn.make_pair(grains, mdn.synthesis.stand_in("etched", (128, 128), key=KEY), key=KEY)
+    scores = [mdn.metrics.aligned_psnr(x, pair.clean) for x in (pair.noisy, denoiser.restore(pair.noisy))]
+    assert scores[1] > scores[0] + 1
+    assert familiarity(denoiser, pair.noisy).limit > 0
+
+
+def test_public_names_resolve_lazily():
+    code = "import sys, mdn; assert 'jax' not in sys.modules and 'flax' not in sys.modules; mdn.AllenCahn; assert 'jax' in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    for name in mdn.__all__:
+        assert getattr(mdn, name) is not None
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = mdn.nonsense

@@ -1,0 +1,133 @@
+"""Training: Eq. 11, that it learns, and that an interrupted run ends where the whole one does."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from mdn.baselines import DnCNN
+from mdn.network import DenoisingNetwork, NetworkConfig
+from mdn.training import History, TrainingConfig, fit, loss, predict, train_step
+
+TINY = NetworkConfig(width=8, blocks=2)
+KEY = jax.random.key(1)
+CONFIG = TrainingConfig(steps=6, batch=4, crop=16, learning_rate=1e-3, evaluate_every=2)
+
+
+def pairs(n=8, size=24, seed=0):
+    rng = np.random.default_rng(seed)
+    clean = (np.indices((size, size)).sum(0) // 6 % 2 * np.ones((n, 1, 1))).astype(np.float32) * 0.6 + 0.2
+    return np.clip(clean + rng.normal(0, 0.2, clean.shape), 0, 1).astype(np.float32), clean
+
+
+def network(seed=0):
+    return DenoisingNetwork(TINY, rngs=nnx.Rngs(seed))
+
+
+def leaves(model):
+    return jax.tree.leaves(nnx.state(model, (nnx.Param, nnx.BatchStat)))
+
+
+def test_defaults_are_the_papers():
+    config = TrainingConfig()
+    assert (config.learning_rate, config.schedule, config.l2) == (1e-4, "constant", 1e-6)
+
+
+def test_loss_is_mse_plus_l2_of_kernels():
+    model = nnx.view(network(), deterministic=True, use_running_average=True)
+    x = jax.random.uniform(KEY, (2, 8, 8, 1))
+    mse = float(((model(x) - x) ** 2).mean())
+    state = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    squares = sum(float((p[...] ** 2).sum()) for path, p in state if path[-1] == "kernel")
+    assert float(loss(model, x, x, 0.0)) == pytest.approx(mse, rel=1e-5)
+    assert float(loss(model, x, x, 1e-3)) == pytest.approx(mse + 1e-3 * squares, rel=1e-5)
+
+
+def test_it_learns_a_pattern():
+    train, validation = pairs(), pairs(2, seed=9)
+    config = TrainingConfig(steps=80, batch=4, crop=16, learning_rate=5e-3, schedule="cosine", evaluate_every=40)
+    model = network()
+    history = fit(model, train, validation, config=config, key=KEY, progress=False)
+    noisy = float(np.mean(-10 * np.log10(((validation[0] - validation[1]) ** 2).mean((1, 2)))))
+    assert max(history.validation_psnr) > noisy + 1
+    assert history.step == [40, 80] and history.train_loss[1] < history.train_loss[0]
+
+
+def test_an_interrupted_run_ends_as_the_whole_one(tmp_path):
+    train, validation = pairs(), pairs(2, seed=9)
+    whole, parts = network(), network()
+    expected = fit(whole, train, validation, config=CONFIG, key=KEY, progress=False)
+
+    class Interrupted(Exception):
+        pass
+
+    def stop(history: History):
+        if history.step[-1] == 4:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        fit(network(), train, validation, config=CONFIG, directory=tmp_path, key=KEY, progress=False, report=stop)
+    history = fit(parts, train, validation, config=CONFIG, directory=tmp_path, key=KEY, progress=False)
+    assert history.validation_psnr == expected.validation_psnr and history.train_loss == expected.train_loss
+    for a, b in zip(leaves(whole), leaves(parts), strict=True):
+        np.testing.assert_array_equal(a, b)
+    again = fit(network(), train, validation, config=CONFIG, directory=tmp_path, key=KEY, progress=False)
+    assert again == history  # nothing left to do
+    assert (tmp_path / "history.json").is_file()
+
+
+def test_it_ends_with_the_best_weights():
+    """A rate that wrecks the network after a good start: what comes back is the good start."""
+    train, validation = pairs(), pairs(2, seed=9)
+    config = TrainingConfig(steps=40, batch=4, crop=16, learning_rate=0.3, evaluate_every=4)
+    model = network()
+    history = fit(model, train, validation, config=config, key=KEY, progress=False)
+    from mdn.network import stretch
+
+    output = predict(model, np.stack([stretch(x) for x in validation[0]]))
+    psnr = float(np.mean(-10 * np.log10(((output - validation[1]) ** 2).mean((1, 2)))))
+    assert psnr == pytest.approx(max(history.validation_psnr), abs=1e-3)
+    assert min(history.validation_psnr) < max(history.validation_psnr)
+
+
+def test_train_step_lowers_the_loss():
+    noisy, clean = pairs(4)
+    model, moments, values = network(), None, []
+    config = TrainingConfig(learning_rate=3e-3)
+    for number in range(8):
+        key = jax.random.fold_in(KEY, number)
+        moments, value = train_step(model, moments, noisy, clean, config=config, key=key, dropout=False)
+        values.append(value)
+    assert values[-1] < values[0]
+
+
+def test_dropout_masks_differ_from_step_to_step():
+    noisy, clean = pairs(4)
+    config = TrainingConfig(learning_rate=1e-12)
+    values = []
+    for number in range(3):
+        model = DenoisingNetwork(NetworkConfig(width=8, blocks=2, dropout=0.5), rngs=nnx.Rngs(0))
+        values.append(train_step(model, None, noisy, clean, config=config, key=jax.random.fold_in(KEY, number))[1])
+    assert len(set(values)) == 3
+
+
+def test_other_networks_train_too():
+    model = DnCNN(width=8, depth=3, rngs=nnx.Rngs(0))
+    history = fit(model, pairs(), pairs(2), config=CONFIG, key=KEY, progress=False)
+    assert np.isfinite(history.validation_psnr).all()
+
+
+def test_a_run_of_another_configuration_is_refused(tmp_path):
+    fit(network(), pairs(), pairs(2), config=CONFIG, directory=tmp_path, key=KEY, progress=False)
+    other = TrainingConfig(steps=7, batch=4, crop=16, learning_rate=1e-3, evaluate_every=2)
+    with pytest.raises(ValueError, match="another configuration"):
+        fit(network(), pairs(), pairs(2), config=other, directory=tmp_path, key=KEY, progress=False)
+
+
+def test_bad_input_is_named():
+    noisy, clean = pairs()
+    with pytest.raises(ValueError, match="train must be"):
+        fit(network(), (noisy, clean[:3]), (noisy, clean), config=CONFIG, key=KEY)
+    for bad in ({"steps": 0}, {"l2": -1.0}, {"schedule": "linear"}, {"dropout_until": 2.0}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            TrainingConfig(**bad)
