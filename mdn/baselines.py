@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import numpy as np
@@ -17,7 +18,14 @@ from scipy import ndimage
 from skimage.morphology import disk
 from skimage.restoration import denoise_nl_means, denoise_tv_chambolle, denoise_wavelet, estimate_sigma
 
-from mdn.metrics import aligned_psnr
+from mdn.metrics import (
+    aligned_psnr,
+    boundary_score,
+    choose_threshold,
+    detect_boundaries,
+    image_scores,
+    label_boundaries,
+)
 
 Number = float | int
 Filter = Callable[[np.ndarray, Number], np.ndarray]
@@ -100,6 +108,37 @@ def tune(
         return float(np.mean([score(baseline.apply(x, parameter), y) for x, y in pairs]))
 
     return max(baseline.grid, key=mean_score)
+
+
+def tuned_filters(noisy: np.ndarray, clean: np.ndarray) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """Every classical filter with its parameter tuned on validation pairs [N, H, W], named with that parameter."""
+    values = {name: tune(baseline, noisy, clean) for name, baseline in BASELINES.items()}
+    return {f"{name} ({v:g})": partial(BASELINES[name].apply, parameter=v) for name, v in values.items()}
+
+
+def score_methods(
+    methods: dict[str, Callable[[np.ndarray], np.ndarray]], validation: Triple, test: Triple
+) -> dict[str, list[dict[str, float]]]:
+    """Score each method on test pairs; its boundary threshold is the one that suits it on validation pairs.
+
+    Args:
+        methods: from a name to a function of an image [H, W] in [0, 1].
+        validation, test: (noisy, clean, regions), each [N, H, W]; where regions change, a boundary is true.
+
+    Returns:
+        For each method one dict a test pair: the columns of `metrics.image_scores`, boundary F, precision, recall.
+    """
+    truths, expected = ([label_boundaries(r, periodic=True) for r in triple[2]] for triple in (validation, test))
+    scores = {}
+    for name, method in methods.items():
+        threshold = choose_threshold([method(x) for x in validation[0]], truths)
+        scores[name] = []
+        for noisy, clean, truth in zip(test[0], test[1], expected, strict=True):
+            output = method(noisy)
+            found = boundary_score(detect_boundaries(output, threshold), truth)
+            shape = {"boundary F": found.f, "precision": found.precision, "recall": found.recall}
+            scores[name].append(image_scores(output, noisy, clean) | shape | {"threshold": threshold})
+    return scores
 
 
 class DnCNN(nnx.Module):

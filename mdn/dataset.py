@@ -16,11 +16,12 @@ import zarr
 from jaxtyping import Array, Bool, Float, Int, UInt16
 from tqdm.auto import tqdm
 
+from mdn import micrographs
 from mdn.micrographs import load_reference, region
 from mdn.phase_field import AllenCahn, Grains, grow
 from mdn.synthesis import STAND_INS, PairConfig, make_pair, stand_in
 
-SPLITS = ("train", "validation", "test")
+SPLITS = tuple(micrographs.SPLITS)
 REFERENCES = ("iron_nital", "brass_c2600_200x")
 STAND_IN_SHAPE = (768, 768)
 FIELDS = {"noisy": "float16", "clean": "float16", "labels": "int32", "twins": "bool", "defects": "uint16"}
@@ -109,6 +110,15 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.noisy)
 
+    @property
+    def regions(self) -> Int[np.ndarray, "n h w"]:
+        """Labels that change at grain boundaries and at twin boundaries alike."""
+        return 2 * self.labels + self.twins
+
+    def scored(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The first `count` pairs as `baselines.score_methods` takes them: noisy, clean, regions."""
+        return self.noisy[:count], self.clean[:count], self.regions[:count]
+
 
 @dataclass(frozen=True)
 class References:
@@ -178,7 +188,10 @@ def grow_run(config: DatasetConfig, run: int) -> Grains:
 def _turned(grains: Grains, *, key: Array) -> Grains:
     """The same run shifted along the torus and, if it is square, turned or mirrored."""
     row, column, turn = (float(u) for u in jax.random.uniform(key, (3,)))
-    shift, square = (int(row * grains.labels.shape[0]), int(column * grains.labels.shape[1])), len(set(grains.labels.shape)) == 1
+    shift, square = (
+        (int(row * grains.labels.shape[0]), int(column * grains.labels.shape[1])),
+        len(set(grains.labels.shape)) == 1,
+    )
 
     def move(field):
         field = np.roll(field, shift, (0, 1))

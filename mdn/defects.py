@@ -39,9 +39,7 @@ def _line(shape, rng, angle: float, width: float, length: float) -> Float[np.nda
     return np.exp(-0.5 * (across / width) ** 2) * fade * wobble
 
 
-def deep_scratch(
-    image: Float[np.ndarray, "h w"], *, strength: float, key: Array
-) -> Float[np.ndarray, "h w"]:
+def deep_scratch(image: Float[np.ndarray, "h w"], *, strength: float, key: Array) -> Float[np.ndarray, "h w"]:
     """A few dark polishing scratches, 1-3 px wide, in any direction."""
     rng, dark = generator(key), np.zeros_like(image)
     for _ in range(rng.integers(1, 3 + round(4 * strength))):
@@ -50,9 +48,7 @@ def deep_scratch(
     return image * (1 - dark)
 
 
-def faint_scratch(
-    image: Float[np.ndarray, "h w"], *, strength: float, key: Array
-) -> Float[np.ndarray, "h w"]:
+def faint_scratch(image: Float[np.ndarray, "h w"], *, strength: float, key: Array) -> Float[np.ndarray, "h w"]:
     """A family of fine polishing marks along one direction, darker or brighter than the grain."""
     rng, change = generator(key), np.zeros_like(image)
     angle = rng.uniform(0, math.pi)

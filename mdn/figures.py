@@ -438,7 +438,7 @@ def plot_boundaries(
     if truth is not None:
         true, far = np.asarray(truth, bool), np.full(found.shape, np.inf)
         to_true, to_found = (ndimage.distance_transform_edt(~mask) if mask.any() else far for mask in (true, found))
-        kept, invented = found & (to_true <= tolerance), found & (to_found > tolerance)
+        kept, invented = found & (to_true <= tolerance), found & (to_true > tolerance)
         kinds = {"kept": (kept, SKY), "lost": (true & (to_found > tolerance), RED), "invented": (invented, YELLOW)}
     _draw(ax, image)
     for mask, colour in kinds.values():

@@ -16,8 +16,8 @@ from skimage.segmentation import watershed
 
 from mdn.metrics import THRESHOLD, detect_boundaries
 
-CLOSES = 0.75           # octaves: a gap in a boundary closes if narrower than 0.6 of the grain beside it
-SMALLEST_RADIUS = 2.5   # px: what no circle of this radius fits into is no grain
+CLOSES = 0.75  # octaves: a gap in a boundary closes if narrower than 0.6 of the grain beside it
+SMALLEST_RADIUS = 2.5  # px: what no circle of this radius fits into is no grain
 
 
 def segment_grains(image: np.ndarray, threshold: float | int = THRESHOLD) -> Int[np.ndarray, "h w"]:
@@ -43,8 +43,8 @@ class GrainSize:
 
     astm_g: float
     mean_intercept_um: float
-    interval_95: tuple[float, float]    # of astm_g
-    relative_accuracy: float            # %, of the mean intercept at 95 %
+    interval_95: tuple[float, float]  # of astm_g
+    relative_accuracy: float  # %, of the mean intercept at 95 %
     astm_g_planimetric: float
     n_grains: int
     n_intercepts: int
@@ -64,14 +64,15 @@ def grain_size(labels: np.ndarray, um_per_px: float | int | None = None) -> Grai
     """
     labels = np.asarray(labels)
     if labels.ndim != 2 or labels.dtype.kind not in "iu" or min(labels.shape) < 32:
-        raise ValueError(f"labels: shape {labels.shape}, dtype {labels.dtype}; "
-                         "accepted: integers [H, W], at least 32 px a side")
+        raise ValueError(
+            f"labels: shape {labels.shape}, dtype {labels.dtype}; accepted: integers [H, W], at least 32 px a side"
+        )
     if um_per_px is None or not (np.isfinite(um_per_px) and um_per_px > 0):
         raise ValueError(f"um_per_px: {um_per_px}; accepted: the calibration, finite um per pixel above 0")
 
     labels = labels.astype(np.int64)
     rate, _, _ = _crossings(labels, 5)
-    n_lines = int(np.clip(min(labels.shape) * rate, 5, min(labels.shape) // 4))     # a mean intercept apart
+    n_lines = int(np.clip(min(labels.shape) * rate, 5, min(labels.shape) // 4))  # a mean intercept apart
     rate, relative, n_intercepts = _crossings(labels, n_lines)
     if n_intercepts == 0:
         raise ValueError("labels: no test line meets a boundary; accepted: at least two grains")
@@ -109,7 +110,7 @@ def _crossings(labels: Int[np.ndarray, "h w"], n_lines: int) -> tuple[float, flo
     """
     h, w = labels.shape
     rows, columns = (((np.arange(n_lines) + 0.5) * n / n_lines).astype(int) for n in (h, w))
-    shortest = min(h, w) // 2                                       # of the diagonals
+    shortest = min(h, w) // 2  # of the diagonals
     offsets = np.linspace(shortest - h, w - shortest, n_lines).astype(int)
     directions = [
         ([labels[i] for i in rows], 1.0),

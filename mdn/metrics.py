@@ -19,13 +19,13 @@ from skimage.metrics import variation_of_information as conditional_entropies
 from skimage.morphology import skeletonize
 
 # The one boundary detector, fixed before the first comparison.
-SCALES = (1.5, 2.5)         # px: a groove of 2 to 6 px
-STEP_WEIGHT = 0.7           # a step answers its gradient more than a groove its curvature
-WEAK = 0.5                  # of the threshold: goes on along a boundary, does not start one
-SHORTEST = 25               # px of thinned length: a pit or a speck ends below it
-SMALLEST_HOLE = 16          # px: the two flanks of one boundary, no grain
+SCALES = (1.5, 2.5)  # px: a groove of 2 to 6 px
+STEP_WEIGHT = 0.7  # a step answers its gradient more than a groove its curvature
+WEAK = 0.5  # of the threshold: goes on along a boundary, does not start one
+SHORTEST = 25  # px of thinned length: a pit or a speck ends below it
+SMALLEST_HOLE = 16  # px: the two flanks of one boundary, no grain
 THRESHOLD = 0.12
-THRESHOLDS = tuple(np.geomspace(0.03, 0.5, 15))     # what `choose_threshold` tries
+THRESHOLDS = tuple(np.geomspace(0.03, 0.5, 15))  # what `choose_threshold` tries
 DTYPES = {"boundary": "b", "labels": "iu", "image": "biuf"}  # numpy's letters for what each kind holds
 
 
@@ -83,8 +83,11 @@ def ssim(image: np.ndarray, truth: np.ndarray) -> float:
     image, truth = _checked("image", image=image, truth=truth)
     if min(image.shape) < 11:
         raise ValueError(f"image: shape {image.shape}; accepted: at least 11 px a side, the window's width")
-    return float(structural_similarity(image, truth, gaussian_weights=True, sigma=1.5,
-                                       use_sample_covariance=False, data_range=1.0))
+    return float(
+        structural_similarity(
+            image, truth, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1.0
+        )
+    )
 
 
 def image_scores(image: np.ndarray, noisy: np.ndarray, truth: np.ndarray) -> dict[str, float]:
@@ -109,8 +112,10 @@ def boundary_strength(image: np.ndarray) -> Float[np.ndarray, "h w"]:
     image = np.clip((image - low) / ((high - low) or 1.0), 0, 1) if high > low else np.zeros_like(image)
     strength = np.zeros(image.shape)
     for s in SCALES:
-        yy, xx, xy, y, x = (ndimage.gaussian_filter(image, s, order, mode="nearest")
-                            for order in ((2, 0), (0, 2), (1, 1), (1, 0), (0, 1)))
+        yy, xx, xy, y, x = (
+            ndimage.gaussian_filter(image, s, order, mode="nearest")
+            for order in ((2, 0), (0, 2), (1, 1), (1, 0), (0, 1))
+        )
         ridge = s**2 * ((xx + yy) / 2 + np.hypot((xx - yy) / 2, xy))
         strength = np.maximum(strength, np.maximum(ridge, STEP_WEIGHT * s * np.hypot(x, y)))
     return strength
@@ -167,8 +172,10 @@ def boundary_score(found: np.ndarray, truth: np.ndarray, tolerance: float | int 
 def choose_threshold(images: Sequence, truths: Sequence, thresholds: Sequence = THRESHOLDS) -> float:
     """The threshold of the highest mean boundary F over validation images, given their true boundaries."""
     if len(images) == 0 or len(images) != len(truths) or len(thresholds) == 0:
-        raise ValueError(f"images: {len(images)}, truths: {len(truths)}, thresholds: {len(thresholds)}; "
-                         "accepted: as many truths as images, at least one of each")
+        raise ValueError(
+            f"images: {len(images)}, truths: {len(truths)}, thresholds: {len(thresholds)}; "
+            "accepted: as many truths as images, at least one of each"
+        )
     scores = np.zeros(len(thresholds))
     for image, truth in zip(images, truths, strict=True):
         strength = boundary_strength(image)

@@ -23,11 +23,24 @@ import tifffile
 from jaxtyping import Bool, Float
 from PIL import Image, ImageOps, PngImagePlugin
 
-ACCEPTED = ("TIFF (8 or 16 bit unsigned, or float), PNG (8 bit, or 16 bit grey) or JPEG, "
-            "grey [H, W] or colour [H, W, 3], not empty, finite")
-UNIT_UM = {"nm": 1e-3, "um": 1.0, "µm": 1.0, "μm": 1.0, "\\u00b5m": 1.0, "micron": 1.0, "microns": 1.0,
-           "micrometer": 1.0, "micrometre": 1.0, "mm": 1e3, "cm": 1e4}
-COARSEST_UM = 10.0      # a resolution coarser than this is a screen's or a printer's, no microscope's
+ACCEPTED = (
+    "TIFF (8 or 16 bit unsigned, or float), PNG (8 bit, or 16 bit grey) or JPEG, "
+    "grey [H, W] or colour [H, W, 3], not empty, finite"
+)
+UNIT_UM = {
+    "nm": 1e-3,
+    "um": 1.0,
+    "µm": 1.0,
+    "μm": 1.0,
+    "\\u00b5m": 1.0,
+    "micron": 1.0,
+    "microns": 1.0,
+    "micrometer": 1.0,
+    "micrometre": 1.0,
+    "mm": 1e3,
+    "cm": 1e4,
+}
+COARSEST_UM = 10.0  # a resolution coarser than this is a screen's or a printer's, no microscope's
 SPLITS = {"train": (0.0, 0.5), "validation": (0.5, 0.75), "test": (0.75, 1.0)}
 KEPT_TAGS = ("Software", "DateTime", "XResolution", "YResolution", "ResolutionUnit")
 REC_601 = np.array([0.299, 0.587, 0.114], np.float32)
@@ -117,7 +130,7 @@ def read_micrograph(path: str | os.PathLike) -> Micrograph:
         is_tiff = head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
         image = _read_tiff(path) if is_tiff else _read_pillow(path, head)
         check_image(image.pixels, "pixels")
-    except Exception as error:      # decoders raise a dozen kinds; the reader needs one
+    except Exception as error:  # decoders raise a dozen kinds; the reader needs one
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path}: no micrograph to be read ({reason}); accepted: {ACCEPTED}") from error
     return image
@@ -133,11 +146,11 @@ def _read_tiff(path: Path) -> Micrograph:
         packed = page.compression.name in ("NONE", "ADOBE_DEFLATE", "DEFLATE", "LZMA", "PACKBITS")
         if plain and packed:
             pixels = page.asarray()
-            if page.axes.startswith("S"):   # planes one after another
+            if page.axes.startswith("S"):  # planes one after another
                 pixels = np.moveaxis(pixels, 0, -1)
             if pixels.ndim == 3 and page.photometric.name == "RGB":
                 pixels = pixels[..., :3]
-            elif pixels.ndim == 3 and pixels.shape[-1] == 2:    # grey, alpha
+            elif pixels.ndim == 3 and pixels.shape[-1] == 2:  # grey, alpha
                 pixels = pixels[..., 0]
             if page.photometric.name == "MINISWHITE" and pixels.dtype.kind in "bu":
                 pixels = ~pixels
@@ -152,7 +165,7 @@ def _read_tiff(path: Path) -> Micrograph:
 
 def _tiff_calibration(tif: tifffile.TiffFile, page: tifffile.TiffPage) -> float | None:
     x, y = ((page.tags[tag].value if tag in page.tags else (0, 1)) for tag in ("XResolution", "YResolution"))
-    x, y = (a / b if b else 0.0 for a, b in (x, y))             # pixels a unit
+    x, y = (a / b if b else 0.0 for a, b in (x, y))  # pixels a unit
     if tif.is_ome:
         pixels = ElementTree.fromstring(tif.ome_metadata).find(".//{*}Pixels")
         sizes = [(pixels.get(f"PhysicalSize{a}", 0), pixels.get(f"PhysicalSize{a}Unit", "µm")) for a in "XY"]
@@ -168,12 +181,12 @@ def _tiff_calibration(tif: tifffile.TiffFile, page: tifffile.TiffPage) -> float 
 def _calibration(x: float, y: float, coarsest: float = np.inf) -> float | None:
     """um per pixel of square pixels, else None."""
     square = 0 < x <= coarsest and np.isfinite(x) and abs(x - y) <= 0.01 * x
-    return float(f"{x:.7g}") if square else None    # the tags hold no more digits
+    return float(f"{x:.7g}") if square else None  # the tags hold no more digits
 
 
 def _read_pillow(path: Path, head: bytes) -> Micrograph:
     if head.startswith(b"\x89PNG") and head[24:25] == b"\x10" and head[25:26] != b"\0":
-        raise ValueError("a 16-bit PNG in colour; save it as TIFF")     # Pillow would drop the low byte
+        raise ValueError("a 16-bit PNG in colour; save it as TIFF")  # Pillow would drop the low byte
     with Image.open(path, formats=("PNG", "JPEG")) as image:
         metadata = {"format": image.format, "mode": image.mode}
         upright = ImageOps.exif_transpose(image)
@@ -202,10 +215,15 @@ def write_micrograph(path: str | os.PathLike, pixels: np.ndarray, like: Microgra
     suffix, depth = path.suffix.lower(), pixels.dtype
     if suffix not in (".tif", ".tiff", ".png", ".jpg", ".jpeg"):
         raise ValueError(f"path: {path} ends in {suffix!r}; accepted: .tif, .tiff, .png, .jpg, .jpeg")
-    if suffix not in (".tif", ".tiff") and depth != np.uint8 and not (
-            suffix == ".png" and depth == np.uint16 and pixels.ndim == 2):
-        raise ValueError(f"pixels: {depth} of shape {pixels.shape} has no place in a {suffix} file; "
-                         "accepted: uint8 in all, uint16 grey in .png, uint16 and floats in .tif")
+    if (
+        suffix not in (".tif", ".tiff")
+        and depth != np.uint8
+        and not (suffix == ".png" and depth == np.uint16 and pixels.ndim == 2)
+    ):
+        raise ValueError(
+            f"pixels: {depth} of shape {pixels.shape} has no place in a {suffix} file; "
+            "accepted: uint8 in all, uint16 grey in .png, uint16 and floats in .tif"
+        )
     like, write = like or Micrograph(pixels=pixels), _write_tiff if suffix.startswith(".t") else _write_pillow
     partial = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{suffix}")
     try:
@@ -221,10 +239,12 @@ def _write_tiff(path: Path, pixels: np.ndarray, like: Micrograph) -> None:
     text = str(known.get("description", ""))
     tags = {"metadata": None, "photometric": "rgb" if pixels.ndim == 3 else "minisblack"}
     if not same and text.lstrip().startswith(("<", "{", "ImageJ=")):
-        text = ""       # OME or ImageJ would go on speaking of the other pages or of the other scale
+        text = ""  # OME or ImageJ would go on speaking of the other pages or of the other scale
     if same and "XResolution" in known and "YResolution" in known:
-        tags |= {"resolution": (known["XResolution"], known["YResolution"]),
-                 "resolutionunit": int(known.get("ResolutionUnit", 1))}
+        tags |= {
+            "resolution": (known["XResolution"], known["YResolution"]),
+            "resolutionunit": int(known.get("ResolutionUnit", 1)),
+        }
     elif um_per_px:
         tags |= {"resolution": (1e4 / um_per_px,) * 2, "resolutionunit": "CENTIMETER"}
     tags |= {tag.lower(): known[tag] for tag in ("Software", "DateTime") if tag in known}
@@ -264,8 +284,10 @@ class Source:
 def sources() -> dict[str, Source]:
     """The registered micrographs by name."""
     tables = tomllib.loads(Path(__file__).with_name("sources.toml").read_text(encoding="utf-8"))
-    return {name: Source(name=name, **table | {"box": tuple(table["box"]) if "box" in table else None})
-            for name, table in tables.items()}
+    return {
+        name: Source(name=name, **table | {"box": tuple(table["box"]) if "box" in table else None})
+        for name, table in tables.items()
+    }
 
 
 def _source(name: str) -> Source:
@@ -321,9 +343,16 @@ def _fetch(source: Source) -> tuple[Path | None, str]:
 
     pooch.get_logger().setLevel("ERROR")
     try:
-        return Path(pooch.retrieve(source.url, "sha256:" + source.sha256, fname=source.file,
-                                   path=pooch.os_cache("mdn"), downloader=download)), ""
-    except (OSError, ValueError) as error:      # no net, no room, or other bytes than the registry's
+        return Path(
+            pooch.retrieve(
+                source.url,
+                "sha256:" + source.sha256,
+                fname=source.file,
+                path=pooch.os_cache("mdn"),
+                downloader=download,
+            )
+        ), ""
+    except (OSError, ValueError) as error:  # no net, no room, or other bytes than the registry's
         return None, str(error)
 
 

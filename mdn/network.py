@@ -125,8 +125,8 @@ class ConvUnit(nnx.Module):
 class FeatureExtraction(nnx.Module):
     """Low-level features of the noisy image.
 
-        x_0 = sigma(BN(Conv_3x3(I_noisy)))                                                         (2)
-        x_1 = sigma(BN(Conv_3x3(x_0)))                                                             (3)
+    x_0 = sigma(BN(Conv_3x3(I_noisy)))                                                         (2)
+    x_1 = sigma(BN(Conv_3x3(x_0)))                                                             (3)
     """
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
@@ -163,8 +163,8 @@ class ChannelAttention(nnx.Module):
 class AttentionResidualBlock(nnx.Module):
     """Residual learning, then attention, then dropout.
 
-        x_res = x + sigma(BN(Conv_3x3(sigma(BN(Conv_3x3(x))))))                                    (4)
-        x_{n+1} = Dropout(x_att)                                                                   (7)
+    x_res = x + sigma(BN(Conv_3x3(sigma(BN(Conv_3x3(x))))))                                    (4)
+    x_{n+1} = Dropout(x_att)                                                                   (7)
     """
 
     def __init__(self, config: NetworkConfig, *, rngs: nnx.Rngs):
@@ -187,9 +187,9 @@ class AttentionResidualBlock(nnx.Module):
 class Reconstruction(nnx.Module):
     """Features to a clean image.
 
-        x_rec1 = sigma(BN(Conv_3x3(x_n)))                                                          (8)
-        x_rec2 = sigma(BN(Conv_3x3(x_rec1)))                                                       (9)
-        I_clean = sigmoid(Conv_3x3(x_rec2))                                                       (10)
+    x_rec1 = sigma(BN(Conv_3x3(x_n)))                                                          (8)
+    x_rec2 = sigma(BN(Conv_3x3(x_rec1)))                                                       (9)
+    I_clean = sigmoid(Conv_3x3(x_rec2))                                                       (10)
     """
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):

@@ -125,7 +125,8 @@ def step(params: AllenCahn, eta: Sequence[Array] | Array, dt: float | Array | No
     squares = sum(e * e for e in eta)
     return [
         e
-        - dt * params.mobility
+        - dt
+        * params.mobility
         * (
             e * (-params.alpha + params.beta * e * e + 2 * params.gamma * (squares - e * e))
             - params.kappa * _laplacian(e, params.dx)

@@ -300,9 +300,7 @@ def stand_in(kind: str, shape: tuple[int, int], *, key: Array) -> Float[np.ndarr
     distance = ndimage.distance_transform_edt(~_boundaries(labels))
     width = np.clip(1.3 + 0.5 * smooth_noise(shape, 10.0, rng), 0.5, None)
     order = 1 - (1 - ORDER_ON_BOUNDARY) * np.exp(-0.5 * (distance / width) ** 2)
-    look = PairConfig(
-        groove_depth=depth, grey=(low, high), skew=skew, twin_fraction=0.6 if kind == "twinned" else 0.0
-    )
+    look = PairConfig(groove_depth=depth, grey=(low, high), skew=skew, twin_fraction=0.6 if kind == "twinned" else 0.0)
     image, _ = shade(Grains(labels, order.astype(np.float32), 0.0, 0.0), config=look, key=keys[2])
     texture = 0.03 * smooth_noise(shape, 0.7, rng) + 0.02 * smooth_noise(shape, 3.0, rng)
     texture += 0.03 * smooth_noise(shape, 25.0, rng)

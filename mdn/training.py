@@ -57,7 +57,9 @@ class TrainingConfig:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
         if self.l2 < 0 or not 0 <= self.dropout_until <= 1:
-            raise ValueError(f"l2 must not be negative and dropout_until lie in [0, 1], got {self.l2}, {self.dropout_until}")
+            raise ValueError(
+                f"l2 must not be negative and dropout_until lie in [0, 1], got {self.l2}, {self.dropout_until}"
+            )
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"schedule must be 'constant' or 'cosine', got {self.schedule!r}")
 
@@ -66,7 +68,9 @@ class TrainingConfig:
         if self.schedule == "constant":
             return optax.adam(self.learning_rate)
         warm_up = max(1, self.steps // 20)
-        return optax.adam(optax.warmup_cosine_decay_schedule(0.0, self.learning_rate, warm_up, max(self.steps, warm_up + 1)))
+        return optax.adam(
+            optax.warmup_cosine_decay_schedule(0.0, self.learning_rate, warm_up, max(self.steps, warm_up + 1))
+        )
 
 
 @dataclass
@@ -93,7 +97,9 @@ class History:
         return int(np.argmax(self.validation_psnr))
 
 
-def loss(model: nnx.Module, noisy: Float[Array, "n h w 1"], clean: Float[Array, "n h w 1"], l2: float) -> Float[Array, ""]:
+def loss(
+    model: nnx.Module, noisy: Float[Array, "n h w 1"], clean: Float[Array, "n h w 1"], l2: float
+) -> Float[Array, ""]:
     """L = MSE(I_clean, I_gt) + lambda sum_i ||w_i||_2^2, over kernels (Eq. 11)."""
     kernels = [leaf for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)) if leaf.ndim > 1]
     return jnp.mean((model(noisy) - clean) ** 2) + l2 * sum(jnp.sum(w * w) for w in kernels)
@@ -121,7 +127,14 @@ def _step_function(config: TrainingConfig, graph, rest, dropout: bool) -> Callab
 
 
 def train_step(
-    model: nnx.Module, moments, noisy: Images, clean: Images, *, config: TrainingConfig, key: Array, dropout: bool = True
+    model: nnx.Module,
+    moments,
+    noisy: Images,
+    clean: Images,
+    *,
+    config: TrainingConfig,
+    key: Array,
+    dropout: bool = True,
 ):
     """One step on one batch, for a look at it; `fit` keeps the compiled step between batches.
 

@@ -99,6 +99,7 @@ def main(argv: list[str] | None = None, here: Path = HERE) -> int:
     run.write_index()
     if args.figures:
         copy_figures(run, args.figures)
+        update_readme(run, here.parent)
     print(f"Figures  {args.figures or out / 'figures'}\nReport   {out / 'index.html'}")
     return 0
 
@@ -349,6 +350,33 @@ def copy_figures(run: Run, target: Path) -> None:
         part = target / f".{name}.part"
         shutil.copyfile(run.out / "figures" / name, part)
         os.replace(part, target / name)
+
+
+def update_readme(run: Run, root: Path) -> None:
+    """Put the run's minutes, and the results of the shipped weights, between the README's markers."""
+    readme = root / "README.md"
+    if not readme.is_file():
+        return
+    rows = ["| notebook | figures | minutes |", "|---|---|---|"]
+    for nb in run.notebooks:
+        entry = run.entries.get(nb.stem, {})
+        figures = ", ".join(f"[{Path(f).stem}](figures/{f})" for f in entry.get("figures", []) if f.startswith("fig"))
+        rows.append(f"| [{title(nb)}](notebooks/{nb.name}) | {figures} | {entry.get('minutes', 0):.1f} |")
+    text = between(readme.read_text(encoding="utf-8"), "minutes", rows)
+    results = read_json(root / "benchmarks" / "results" / "shipped_weights.json")
+    if results:
+        kept = [i for i, c in enumerate(results["columns"]) if c not in ("pairs", "n", "threshold")]
+        lines = [[results["columns"][i] for i in kept], ["---"] * len(kept)]
+        lines += [[row[i] for i in kept] for row in results["rows"] if row[0] == "all"]
+        cells = [[f"{v:.2f}" if isinstance(v, float) else str(v) for v in line] for line in lines]
+        text = between(text, "results", ["| " + " | ".join(line) + " |" for line in cells])
+    write_atomically(readme, text)
+
+
+def between(text: str, name: str, lines: list[str]) -> str:
+    """The text with what stands between `<!-- name: ... -->` and `<!-- /name -->` replaced."""
+    body = "\n".join(lines)
+    return re.sub(rf"(<!-- {name}:.*?-->\n).*?(<!-- /{name} -->)", lambda m: f"{m[1]}{body}\n{m[2]}", text, flags=re.S)
 
 
 def last_lines(error: BaseException, count: int = 8) -> str:

@@ -58,7 +58,7 @@ def test_real_regions_are_disjoint_and_large_enough():
 def test_pairs_are_images_with_their_truth(made):
     pairs = load_pairs(made[0], "train")
     assert pairs.noisy.shape == pairs.clean.shape == (12, 64, 64) and pairs.noisy.dtype == np.float32
-    assert 0 <= pairs.noisy.min() and pairs.noisy.max() <= 1
+    assert pairs.noisy.min() >= 0 and pairs.noisy.max() <= 1
     correlation = [np.corrcoef(x.ravel(), y.ravel())[0, 1] for x, y in zip(pairs.noisy, pairs.clean, strict=True)]
     assert np.median(correlation) > 0.3
     shuffled = [np.corrcoef(pairs.noisy[i].ravel(), pairs.clean[i - 1].ravel())[0, 1] for i in range(12)]

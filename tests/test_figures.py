@@ -97,7 +97,7 @@ def test_a_figure_has_its_panels_and_labels_and_leaves_nothing_open(name):
 @pytest.mark.parametrize("name", DRAWN)
 def test_no_text_is_cut_off_by_the_edge(name):
     fig = DRAWN[name][0]()
-    fig.canvas.draw()
+    fig.draw_without_rendering()
     page = fig.bbox.padded(1)
     for ax in fig.findobj(plt.Axes):
         box = ax.get_tightbbox()

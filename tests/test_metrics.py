@@ -81,9 +81,7 @@ def stepped(labels, noise=0.02, seed=0):
 
 def test_strength_ignores_gain_and_offset():
     image = grooved(voronoi(20, 128))
-    assert np.allclose(
-        metrics.boundary_strength(0.3 * image + 7), metrics.boundary_strength(image), atol=1e-9
-    )
+    assert np.allclose(metrics.boundary_strength(0.3 * image + 7), metrics.boundary_strength(image), atol=1e-9)
     assert not metrics.boundary_strength(np.full((32, 32), 0.4)).any()
 
 
@@ -92,9 +90,7 @@ def test_grooves_are_found_and_so_are_steps():
     truth = metrics.label_boundaries(labels)
     assert metrics.boundary_score(metrics.detect_boundaries(grooved(labels)), truth).f > 0.95
     columns = np.broadcast_to(np.arange(256) // 32, (256, 256)).astype(np.int32)
-    score = metrics.boundary_score(
-        metrics.detect_boundaries(stepped(columns)), metrics.label_boundaries(columns)
-    )
+    score = metrics.boundary_score(metrics.detect_boundaries(stepped(columns)), metrics.label_boundaries(columns))
     assert score.f > 0.95
 
 
@@ -153,9 +149,7 @@ def test_the_chosen_threshold_is_the_best_of_those_tried():
 
     def mean_f(threshold):
         pairs = zip(images, truths, strict=True)
-        return np.mean(
-            [metrics.boundary_score(metrics.detect_boundaries(i, threshold), t).f for i, t in pairs]
-        )
+        return np.mean([metrics.boundary_score(metrics.detect_boundaries(i, threshold), t).f for i, t in pairs])
 
     assert chosen == max(tried, key=mean_f) == 0.12
     with pytest.raises(ValueError, match="images"):
@@ -193,8 +187,6 @@ def test_grain_greys_are_of_the_interior():
 @pytest.mark.skipif("MDN_MICROGRAPHS" not in os.environ, reason="needs the annotated steel")
 def test_the_detector_finds_what_was_traced_by_hand_on_steel():
     steel = micrographs.luminance(micrographs.load_source("steel_nist").pixels)
-    score = metrics.boundary_score(
-        metrics.detect_boundaries(steel), micrographs.traced_boundaries("steel_nist")
-    )
+    score = metrics.boundary_score(metrics.detect_boundaries(steel), micrographs.traced_boundaries("steel_nist"))
     assert score.f > 0.9
     assert score.precision > 0.9

@@ -25,11 +25,7 @@ def noise(shape, dtype):
 
 @pytest.mark.parametrize(
     ("suffix", "dtype", "shape"),
-    [
-        (".tif", dtype, shape)
-        for dtype in (np.uint8, np.uint16, np.float32)
-        for shape in ((31, 17), (31, 17, 3))
-    ]
+    [(".tif", dtype, shape) for dtype in (np.uint8, np.uint16, np.float32) for shape in ((31, 17), (31, 17, 3))]
     + [(".png", np.uint8, (31, 17)), (".png", np.uint8, (31, 17, 3)), (".png", np.uint16, (31, 17))],
 )
 def test_what_is_written_is_read_again_with_its_calibration(tmp_path, suffix, dtype, shape):
@@ -57,9 +53,7 @@ def test_jpeg_keeps_shape_and_nearly_the_greys(tmp_path, shape):
 def test_imagej_calibration_is_read_and_written_back(tmp_path, unit, scale):
     path = tmp_path / "a.tif"
     pixels = noise((20, 30), np.uint16)
-    tifffile.imwrite(
-        path, pixels, imagej=True, resolution=(4.0, 4.0), metadata={"unit": unit}
-    )
+    tifffile.imwrite(path, pixels, imagej=True, resolution=(4.0, 4.0), metadata={"unit": unit})
     image = read_micrograph(path)
     assert image.um_per_px == pytest.approx(0.25 * scale)
     write_micrograph(tmp_path / "b.tif", image.pixels[::-1], like=image)
@@ -78,9 +72,7 @@ def test_ome_calibration_is_read_and_written_back(tmp_path):
         "PhysicalSizeY": 520.0,
         "PhysicalSizeYUnit": "nm",
     }
-    tifffile.imwrite(
-        tmp_path / "a.ome.tif", noise((20, 30), np.uint8), ome=True, metadata={"axes": "YX", **sizes}
-    )
+    tifffile.imwrite(tmp_path / "a.ome.tif", noise((20, 30), np.uint8), ome=True, metadata={"axes": "YX", **sizes})
     image = read_micrograph(tmp_path / "a.ome.tif")
     assert image.um_per_px == pytest.approx(0.52)
     write_micrograph(tmp_path / "b.ome.tif", image.pixels, like=image)
@@ -95,9 +87,7 @@ def test_a_printers_resolution_is_no_calibration(tmp_path, suffix, dpi):
 
 
 def test_unequal_sides_are_no_calibration(tmp_path):
-    tifffile.imwrite(
-        tmp_path / "a.tif", noise((8, 8), np.uint8), resolution=(2e4, 1e4), resolutionunit="CENTIMETER"
-    )
+    tifffile.imwrite(tmp_path / "a.tif", noise((8, 8), np.uint8), resolution=(2e4, 1e4), resolutionunit="CENTIMETER")
     assert read_micrograph(tmp_path / "a.tif").um_per_px is None
 
 

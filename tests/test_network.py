@@ -60,20 +60,18 @@ def test_every_shape(size):
     for block in model.blocks:
         residual = block.residual(x)
         weights = block.attention.weights(residual)
-        assert weights.shape == (3, 8) and (0 < weights).all() and (weights < 1).all()
+        assert weights.shape == (3, 8) and (weights > 0).all() and (weights < 1).all()
         np.testing.assert_array_equal(block.attention(residual), residual * weights[:, None, None])
         x = block(x)
         assert x.shape == (3, *size, 8)
     clean = model.reconstruction(x)
-    assert clean.shape == (3, *size, 1) and (0 < clean).all() and (clean < 1).all()
+    assert clean.shape == (3, *size, 1) and (clean > 0).all() and (clean < 1).all()
 
 
 @pytest.mark.parametrize("rows", [7, 32, 48])
 def test_custom_convolution_gradient_is_the_automatic_one(rows):
     x, kernel = noise(2, rows, 20, 3), noise(3, 3, 3, 5, seed=1) - 0.5
-    ours, theirs = (
-        jax.grad(lambda x, k, f=f: jnp.sin(f(x, k)).sum(), (0, 1))(x, kernel) for f in (conv3x3, plain)
-    )
+    ours, theirs = (jax.grad(lambda x, k, f=f: jnp.sin(f(x, k)).sum(), (0, 1))(x, kernel) for f in (conv3x3, plain))
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()))
 

@@ -62,12 +62,8 @@ def test_parameters_are_plain_literals_in_one_tagged_cell(notebook):
 def test_cells_are_short_and_define_nothing(notebook):
     for cell in code(notebook):
         assert len(cell.source.splitlines()) <= 25, cell.source
-        assert not re.search(r"pip install|conda install|sys\.path|os\.chdir|^\s*[%!]", cell.source, re.M), (
-            cell.source
-        )
-        defined = [
-            n for n in ast.walk(ast.parse(cell.source)) if isinstance(n, ast.FunctionDef | ast.ClassDef)
-        ]
+        assert not re.search(r"pip install|conda install|sys\.path|os\.chdir|^\s*[%!]", cell.source, re.M), cell.source
+        defined = [n for n in ast.walk(ast.parse(cell.source)) if isinstance(n, ast.FunctionDef | ast.ClassDef)]
         assert not defined, cell.source
 
 

@@ -87,9 +87,7 @@ def test_good_run_writes_copies_pages_index_and_goes_on(toy, capsys):
     links = Links(page)
     assert all((out / address).is_file() for address in links.addresses)
     assert {"figures/fig1_toy.png", "figures/fig4_toy.png", "01_phase_field.html"} <= set(links.addresses)
-    assert (
-        "://" not in page and "script" not in links.tags and "b" not in links.tags and "i" not in links.tags
-    )
+    assert "://" not in page and "script" not in links.tags and "b" not in links.tags and "i" not in links.tags
     assert "&lt;script&gt;" in page and "31.23" in page and "nan" not in page.lower()
     assert "2 of 2 notebooks done" in page and "real optical micrographs" in page
     assert not list(out.glob(".*part*"))

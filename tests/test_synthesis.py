@@ -36,7 +36,7 @@ def test_a_pair_carries_every_panel(grains, reference):
     for name in ("phase_field", "clean", "defective", "noisy", "reference"):
         panel = getattr(pair, name)
         assert panel.shape == SHAPE and panel.dtype == np.float32, name
-        assert 0 <= panel.min() and panel.max() <= 1 + 1e-6, name
+        assert panel.min() >= 0 and panel.max() <= 1 + 1e-6, name
     assert (pair.defect_mask == (pair.defects > 0)).all() and 0.01 < pair.defect_mask.mean() < 0.9
     assert pair.boundaries.any() and pair.twins.any() and (pair.labels == grains.labels).all()
     changed = np.abs(pair.defective - pair.clean)

@@ -1,0 +1,52 @@
+"""The module as DESIGN'ed: data flows down the files, and imports point only upwards."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import mdn
+
+MODULES = sorted(p.stem for p in Path(mdn.__file__).parent.glob("*.py") if p.stem != "__init__")
+ALONE = {"figures", "network", "phase_field", "defects", "micrographs", "metrics"}
+ORDER = ["phase_field", "micrographs", "defects", "synthesis", "dataset", "metrics", "network", "training", "inference", "attention", "uncertainty", "grains", "baselines", "figures", "widgets"]
+
+
+def siblings(module):
+    """Modules of mdn that a module imports."""
+    source = (Path(mdn.__file__).parent / f"{module}.py").read_text(encoding="utf-8")
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mdn":
+            parts = node.module.split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+        if isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("mdn.")}
+    return found & set(MODULES)
+
+
+def test_every_room_is_known():
+    assert sorted(ORDER) == MODULES
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_imports_point_upwards(module):
+    used = siblings(module)
+    assert used <= set(ORDER[: ORDER.index(module)]), used
+    if module in ALONE:
+        assert not used
+    if module == "training":
+        assert "dataset" not in used
+
+
+def test_only_widgets_knows_ipywidgets():
+    folder = Path(mdn.__file__).parent
+    users = {m for m in MODULES if "ipywidgets" in (folder / f"{m}.py").read_text(encoding="utf-8")}
+    assert users == {"widgets"}
+
+
+def test_every_public_thing_has_a_docstring():
+    for module in MODULES:
+        tree = ast.parse((Path(mdn.__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
+        public = [n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name[0] != "_"]
+        assert ast.get_docstring(tree) and all(ast.get_docstring(n) for n in public), module
