@@ -10,6 +10,7 @@ PY        := $(VENV)/bin/python
 STAMP     := $(VENV)/.made-from-lock
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 RUN       := $(PY) notebooks/reproduce.py
+BENCHMARKS = $(filter-out benchmarks/shipped_weights.py,$(wildcard benchmarks/*.py))
 
 # Same seed, same bytes: sets and dicts of strings keep their order from run to run.
 export PYTHONHASHSEED := 0
@@ -17,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env reproduce paper smoke figures lab bench test test-slow lint lock clean
+.PHONY: help env reproduce paper smoke figures lab weights bench test test-slow lint lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-17s %s\n", $$1, $$2}'
@@ -50,8 +51,11 @@ figures: env  ## regenerate figures/, always from stand-in micrographs
 lab: env  ## open JupyterLab on the notebooks
 	@$(PY) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks $(ARGS)
 
+weights: env  ## train the shipped weights anew, or go on: hours, needs the real micrographs
+	@MPLBACKEND=Agg $(PY) benchmarks/shipped_weights.py $(ARGS)
+
 bench: env  ## the side-by-side tables of benchmarks/
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; MPLBACKEND=Agg $(PY) $$script $(ARGS); done
+	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; MPLBACKEND=Agg $(PY) $$script $(ARGS); done
 
 test: lint  ## lint, then the tests
 	@MPLBACKEND=Agg $(PY) -m pytest $(ARGS)
@@ -61,7 +65,7 @@ test-slow: env  ## the long draws that `make test` leaves out
 
 lint: env  ## ruff over modules and notebooks; notebooks hold no outputs
 	@$(PY) -m ruff check .
-	@$(if $(NOTEBOOKS),$(PY) -m nbstripout --verify $(NOTEBOOKS))
+	@$(if $(NOTEBOOKS),$(PY) -m nbstripout --keep-id --verify $(NOTEBOOKS))
 
 lock:  ## pin anew what pyproject.toml asks for -> requirements.lock
 	@set -e; tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \

@@ -139,7 +139,14 @@ class References:
     def crop(
         self, shape: tuple[int, int], *, key: Array
     ) -> tuple[Float[np.ndarray, "h w"], int, tuple[int, int, int, int]]:
-        """A random crop: the image, which reference it is from, and its box within that file."""
+        """A random crop: the image, which reference it is from, and its box within that file.
+
+        Raises:
+            ValueError: if a region is smaller than the crop.
+        """
+        smallest = tuple(np.min([image.shape for image in self.images], axis=0).tolist())
+        if any(n > m for n, m in zip(shape, smallest, strict=True)):
+            raise ValueError(f"shape must fit the smallest region, {smallest} px, got {shape}")
         which, row, column = (float(u) for u in jax.random.uniform(key, (3,)))
         index = min(int(which * len(self.images)), len(self.images) - 1)
         image, (left, upper) = self.images[index], self.corners[index]

@@ -296,6 +296,7 @@ def _recolour(eta, owners, labels, colours, n_orders: int) -> Float[Array, "q h 
     else:
         rows, columns = np.indices(labels.shape)
         for field, owner in zip(np.asarray(eta), owners, strict=True):
+            owner = np.where(owner < len(colours), owner, -1)  # the last grains may have vanished
             colour = np.where(owner < 0, -1, colours[owner])
             np.add.at(fields, (colour[colour >= 0], rows[colour >= 0], columns[colour >= 0]), field[colour >= 0])
     return jnp.asarray(fields)

@@ -129,7 +129,7 @@ def explore_phase_field() -> Demo:
         return coarsen(AllenCahn(shape=(96, 96)), n_grains=n_grains, times=times, key=jax.random.key(0))
 
     controls = {
-        "n_grains": ipw.Dropdown(options=(40, 80, 120), value=80, description="grains"),
+        "n_grains": ipw.Dropdown(options=(20, 40, 80), value=40, description="grains"),
         "time": ipw.SelectionSlider(options=times, value=20.0, description="time", continuous_update=False),
     }
     drawings = (

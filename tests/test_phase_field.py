@@ -103,6 +103,13 @@ def test_few_colours_agree_with_one_order_parameter_a_grain():
     assert (np.asarray(oracle.argmax(0)) != coloured.labels).mean() < 1e-3
 
 
+def test_grains_may_vanish_whatever_their_number():
+    """Many small grains: those with the highest labels vanish between two colourings, too."""
+    start, end = coarsen(AllenCahn(shape=(96, 96)), n_grains=110, times=[0.0, 60.0], key=KEY)
+    assert end.labels.max() < start.labels.max() and end.n_grains < start.n_grains
+    assert end.order.min() > 0.2 and end.order.max() < 1.05
+
+
 def test_colouring_keeps_equal_colours_apart():
     labels = voronoi((256, 256), 120, key=KEY)
     colours = colour_grains(labels, 25.0)

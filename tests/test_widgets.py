@@ -50,7 +50,7 @@ def test_phase_field():
     demo = widgets.explore_phase_field()
     assert whole(demo)
     assert changed(demo, "time", 100.0) == [True, True]
-    assert changed(demo, "n_grains", 40) == [True, True]
+    assert changed(demo, "n_grains", 20) == [True, True]
 
 
 def test_blend():
