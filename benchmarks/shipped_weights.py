@@ -29,7 +29,7 @@ RECIPE = mdn.TrainingConfig(
     steps=2800, batch=16, crop=64, learning_rate=2e-3, schedule="cosine", dropout_until=0.7, evaluate_every=100
 )
 SEED = 2026
-TUNED_ON = 40  # validation pairs that filters and boundary thresholds are tuned on
+TUNED_ON = 24  # validation pairs that filters and boundary thresholds are tuned on
 RESULTS = Path(__file__).parent / "results" / "shipped_weights.json"
 
 
