@@ -29,6 +29,7 @@ from mdn.metrics import (
 
 Number = float | int
 Filter = Callable[[np.ndarray, Number], np.ndarray]
+Triple = tuple[np.ndarray, np.ndarray, np.ndarray]  # noisy, clean and regions, each [N, H, W]
 
 
 def gaussian(image: Float[np.ndarray, "h w"], sigma: Number) -> Float[np.ndarray, "h w"]:

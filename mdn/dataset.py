@@ -23,7 +23,7 @@ from mdn.synthesis import STAND_INS, PairConfig, make_pair, stand_in
 
 SPLITS = tuple(micrographs.SPLITS)
 REFERENCES = ("iron_nital", "brass_c2600_200x")
-STAND_IN_SHAPE = (768, 768)
+STAND_IN_SHAPE = (512, 512)
 FIELDS = {"noisy": "float16", "clean": "float16", "labels": "int32", "twins": "bool", "defects": "uint16"}
 FACTS = {"run": ("int32", ()), "source": ("int32", ()), "box": ("int32", (4,)), "varied": ("bool", ())}
 
@@ -61,6 +61,10 @@ class DatasetConfig:
             raise ValueError(f"n_pairs must be at least 5 and n_test at least 0, got {self.n_pairs}, {self.n_test}")
         if self.n_runs is not None and not 5 <= self.n_runs <= self.n_pairs + self.n_test:
             raise ValueError(f"n_runs must lie between 5 and the number of pairs, got {self.n_runs}")
+        for name in ("n_grains", "time"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name} must be an increasing range above 0, got {getattr(self, name)!r}")
         if not 0 <= self.varied <= 1:
             raise ValueError(f"varied must be a share in [0, 1], got {self.varied!r}")
         if len(self.shape) != 2 or min(self.shape) < 32 or max(self.shape) > 512:

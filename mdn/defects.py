@@ -6,8 +6,10 @@ defect. A pixel counts as touched by a defect where the defect changes it by mor
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, fields
+from numbers import Real
 
 import jax
 import numpy as np
@@ -39,7 +41,28 @@ def _line(shape, rng, angle: float, width: float, length: float) -> Float[np.nda
     return np.exp(-0.5 * (across / width) ** 2) * fade * wobble
 
 
-def deep_scratch(image: Float[np.ndarray, "h w"], *, strength: float, key: Array) -> Float[np.ndarray, "h w"]:
+def _defect(draw):
+    """A defect that checks its input, stays within [0, 1] and leaves the image alone at strength 0."""
+
+    @functools.wraps(draw)
+    def defect(image, *boundaries, strength, key):
+        image = np.asarray(image)
+        if image.ndim != 2 or image.dtype.kind != "f" or not image.size or not np.isfinite(image).all():
+            given = f"shape {image.shape}, dtype {image.dtype}"
+            raise ValueError(f"image: {given}; accepted: finite floats [H, W] in [0, 1], not empty")
+        if boundaries and np.shape(boundaries[0]) != image.shape:
+            raise ValueError(f"boundaries: shape {np.shape(boundaries[0])}; accepted: the image's, {image.shape}")
+        if not (isinstance(strength, Real) and 0 <= strength <= 1):
+            raise ValueError(f"strength: {strength!r}; accepted: a number in [0, 1]")
+        if strength == 0:
+            return image.astype(np.float32)
+        return np.clip(draw(image, *boundaries, strength=strength, key=key), 0, 1).astype(np.float32)
+
+    return defect
+
+
+@_defect
+def deep_scratch(image: Float[np.ndarray, "h w"], *, strength: float | int, key: Array) -> Float[np.ndarray, "h w"]:
     """A few dark polishing scratches, 1-3 px wide, in any direction."""
     rng, dark = generator(key), np.zeros_like(image)
     for _ in range(rng.integers(1, 3 + round(4 * strength))):
@@ -48,7 +71,8 @@ def deep_scratch(image: Float[np.ndarray, "h w"], *, strength: float, key: Array
     return image * (1 - dark)
 
 
-def faint_scratch(image: Float[np.ndarray, "h w"], *, strength: float, key: Array) -> Float[np.ndarray, "h w"]:
+@_defect
+def faint_scratch(image: Float[np.ndarray, "h w"], *, strength: float | int, key: Array) -> Float[np.ndarray, "h w"]:
     """A family of fine polishing marks along one direction, darker or brighter than the grain."""
     rng, change = generator(key), np.zeros_like(image)
     angle = rng.uniform(0, math.pi)
@@ -58,7 +82,8 @@ def faint_scratch(image: Float[np.ndarray, "h w"], *, strength: float, key: Arra
     return np.clip(image * (1 + change), 0, 1)
 
 
-def etch_pit(image: Float[np.ndarray, "h w"], *, strength: float, key: Array) -> Float[np.ndarray, "h w"]:
+@_defect
+def etch_pit(image: Float[np.ndarray, "h w"], *, strength: float | int, key: Array) -> Float[np.ndarray, "h w"]:
     """Dark round pits, many small and a few large, denser in some places than in others."""
     rng, dark = generator(key), np.zeros_like(image)
     density = np.exp(smooth_noise(image.shape, 0.12 * min(image.shape), rng)).ravel()
@@ -71,7 +96,8 @@ def etch_pit(image: Float[np.ndarray, "h w"], *, strength: float, key: Array) ->
     return image * (1 - dark)
 
 
-def water_stain(image: Float[np.ndarray, "h w"], *, strength: float, key: Array) -> Float[np.ndarray, "h w"]:
+@_defect
+def water_stain(image: Float[np.ndarray, "h w"], *, strength: float | int, key: Array) -> Float[np.ndarray, "h w"]:
     """One or more dried drops: a faint tint inside, a darker rim."""
     rng = generator(key)
     height = smooth_noise(image.shape, rng.uniform(0.05, 0.12) * min(image.shape), rng) - rng.uniform(0.8, 1.8)
@@ -80,15 +106,17 @@ def water_stain(image: Float[np.ndarray, "h w"], *, strength: float, key: Array)
     return image * (1 - strength * (rng.uniform(0.1, 0.35) * inside + rng.uniform(0.2, 0.5) * rim))
 
 
-def speckle(image: Float[np.ndarray, "h w"], *, strength: float, key: Array) -> Float[np.ndarray, "h w"]:
+@_defect
+def speckle(image: Float[np.ndarray, "h w"], *, strength: float | int, key: Array) -> Float[np.ndarray, "h w"]:
     """Grain of the surface and of the sensor: multiplicative noise, correlated over a pixel or less."""
     rng = generator(key)
     noise = smooth_noise(image.shape, rng.uniform(0.2, 0.9), rng)
     return np.clip(image * (1 + 0.2 * strength * noise), 0, 1)
 
 
+@_defect
 def thick_boundary(
-    image: Float[np.ndarray, "h w"], boundaries: Bool[np.ndarray, "h w"], *, strength: float, key: Array
+    image: Float[np.ndarray, "h w"], boundaries: Bool[np.ndarray, "h w"], *, strength: float | int, key: Array
 ) -> Float[np.ndarray, "h w"]:
     """Corroded boundary layers: dark, ragged, a few pixels wide, on part of the network of boundaries."""
     rng = generator(key)
@@ -99,7 +127,8 @@ def thick_boundary(
     return image * (1 - ndimage.gaussian_filter(layer, 0.7))
 
 
-def illumination(image: Float[np.ndarray, "h w"], *, strength: float, key: Array) -> Float[np.ndarray, "h w"]:
+@_defect
+def illumination(image: Float[np.ndarray, "h w"], *, strength: float | int, key: Array) -> Float[np.ndarray, "h w"]:
     """Uneven illumination: a slope across the field and a darker rim."""
     rng = generator(key)
     y, x = (np.linspace(-1, 1, n, dtype=np.float32) for n in image.shape)
@@ -118,18 +147,19 @@ class DefectStrengths:
         ValueError: naming a strength outside [0, 1].
     """
 
-    deep_scratch: float = 0.5
-    faint_scratch: float = 0.5
-    etch_pit: float = 0.5
-    water_stain: float = 0.3
-    speckle: float = 0.2
-    thick_boundary: float = 0.2
-    illumination: float = 0.2
+    deep_scratch: float | int = 0.5
+    faint_scratch: float | int = 0.5
+    etch_pit: float | int = 0.5
+    water_stain: float | int = 0.3
+    speckle: float | int = 0.2
+    thick_boundary: float | int = 0.2
+    illumination: float | int = 0.2
 
     def __post_init__(self):
         for field in fields(self):
-            if not 0 <= getattr(self, field.name) <= 1:
-                raise ValueError(f"{field.name} must lie in [0, 1], got {getattr(self, field.name)!r}")
+            value = getattr(self, field.name)
+            if not (isinstance(value, Real) and 0 <= value <= 1):
+                raise ValueError(f"{field.name} must be a number in [0, 1], got {value!r}")
 
     @classmethod
     def draw(cls, key: Array) -> DefectStrengths:
@@ -167,7 +197,7 @@ def add_defects(
             continue
         key, this = jax.random.split(key)
         arguments = (image, boundaries) if kind == "thick_boundary" else (image,)
-        after = globals()[kind](*arguments, strength=strength, key=this).astype(np.float32)
+        after = globals()[kind](*arguments, strength=strength, key=this)
         bits |= np.where(np.abs(after - image) > VISIBLE, np.uint16(1 << KINDS.index(kind)), np.uint16(0))
         image = after
     return image, bits

@@ -6,6 +6,7 @@ Twin boundaries are not counted in E112: labels given here are of grains, not of
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 from jaxtyping import Int
@@ -67,8 +68,8 @@ def grain_size(labels: np.ndarray, um_per_px: float | int | None = None) -> Grai
         raise ValueError(
             f"labels: shape {labels.shape}, dtype {labels.dtype}; accepted: integers [H, W], at least 32 px a side"
         )
-    if um_per_px is None or not (np.isfinite(um_per_px) and um_per_px > 0):
-        raise ValueError(f"um_per_px: {um_per_px}; accepted: the calibration, finite um per pixel above 0")
+    if not (isinstance(um_per_px, Real) and np.isfinite(um_per_px) and um_per_px > 0):
+        raise ValueError(f"um_per_px: {um_per_px!r}; accepted: the calibration, finite um per pixel above 0")
 
     labels = labels.astype(np.int64)
     rate, _, _ = _crossings(labels, 5)

@@ -26,7 +26,7 @@ SHORTEST = 25  # px of thinned length: a pit or a speck ends below it
 SMALLEST_HOLE = 16  # px: the two flanks of one boundary, no grain
 THRESHOLD = 0.12
 THRESHOLDS = tuple(np.geomspace(0.03, 0.5, 15))  # what `choose_threshold` tries
-DTYPES = {"boundary": "b", "labels": "iu", "image": "biuf"}  # numpy's letters for what each kind holds
+DTYPES = {"boundary": "b", "labels": "iu", "image": "f"}  # numpy's letters for what each kind holds
 
 
 def _checked(kind: str, **arrays) -> list[np.ndarray]:

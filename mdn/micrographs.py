@@ -66,6 +66,7 @@ def check_image(image, name: str = "image", color: bool = True) -> np.ndarray:
         image = np.asarray(image)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: {type(image).__name__} is no array ({error}); {taken}") from None
+    image = image.astype(image.dtype.newbyteorder("="), copy=False)
     given = f"{name}: shape {image.shape}, dtype {image.dtype}"
     if image.dtype not in (np.bool_, np.uint8, np.uint16) and not np.issubdtype(image.dtype, np.floating):
         raise ValueError(f"{given}; {taken}")

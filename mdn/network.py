@@ -48,6 +48,8 @@ class NetworkConfig:
     attention: bool = True
 
     def __post_init__(self):
+        if not all(isinstance(n, int) for n in (self.width, self.blocks, self.reduction)):
+            raise ValueError(f"width, blocks and reduction must be integers, got {self}")
         if self.width < 1 or self.blocks < 1 or self.reduction < 1 or self.width % self.reduction:
             raise ValueError(
                 "width, blocks and reduction must be positive and reduction divide width, "
@@ -255,7 +257,8 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
             NetworkConfig(**json.loads(header["config"]))
             return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        raise ValueError(f"{path} does not hold weights of mdn.DenoisingNetwork as safetensors: {error!r}") from error
+        accepted = "accepted: a safetensors file of mdn.save_weights, its configuration in the header"
+        raise ValueError(f"{path} does not hold weights of mdn.DenoisingNetwork ({error!r}); {accepted}") from error
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:

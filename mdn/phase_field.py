@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral, Real
 
 import jax
 import jax.numpy as jnp
@@ -46,25 +47,27 @@ class AllenCahn:
     Source: Appendix A of the paper.
     """
 
-    shape: tuple[int, int] = (256, 256)
-    alpha: float = 1.0
-    beta: float = 1.0
-    gamma: float = 1.0
-    kappa: float = 2.0
-    mobility: float = 1.0
-    dx: float = 1.0
-    dt: float | None = None
+    shape: Sequence[int] = (256, 256)
+    alpha: float | int = 1.0
+    beta: float | int = 1.0
+    gamma: float | int = 1.0
+    kappa: float | int = 2.0
+    mobility: float | int = 1.0
+    dx: float | int = 1.0
+    dt: float | int | None = None
 
     def __post_init__(self):
-        if len(self.shape) != 2 or any(int(n) != n or n < 4 for n in self.shape):
+        shape = tuple(self.shape) if isinstance(self.shape, tuple | list) else ()
+        if len(shape) != 2 or not all(isinstance(n, Integral) and n >= 4 for n in shape):
             raise ValueError(f"shape must be two integers of at least 4 cells, got {self.shape!r}")
+        object.__setattr__(self, "shape", (int(shape[0]), int(shape[1])))
         for name in ("alpha", "beta", "gamma", "kappa", "mobility", "dx"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be positive and finite, got {value!r}")
+            if not (isinstance(value, Real) and math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be a positive and finite number, got {value!r}")
         if self.dt is None:
             object.__setattr__(self, "dt", 0.8 * self.max_dt)
-        elif not 0 < self.dt < self.max_dt:
+        elif not (isinstance(self.dt, Real) and 0 < self.dt < self.max_dt):
             raise ValueError(f"dt must lie between 0 and the stability bound {self.max_dt:.4g}, got {self.dt!r}")
 
     @property
@@ -242,7 +245,7 @@ def _owners(labels: np.ndarray, colours: np.ndarray, n_orders: int) -> Int[np.nd
     return owners
 
 
-def coarsen(params: AllenCahn, *, n_grains: int, times: Sequence[float], key: Array) -> list[Grains]:
+def coarsen(params: AllenCahn, *, n_grains: int, times: Sequence[float | int], key: Array) -> list[Grains]:
     """Grow one Voronoi structure and look at it at several times.
 
     Grains are coloured onto few order parameters and coloured anew, between jitted chunks of steps, whenever
@@ -284,7 +287,7 @@ def coarsen(params: AllenCahn, *, n_grains: int, times: Sequence[float], key: Ar
         order = np.asarray(jnp.sum(eta * eta, 0))
         if not np.isfinite(order).all():
             raise ValueError(f"the fields are no longer finite at time {now:g}; was dt={params.dt:g} too large?")
-        structures.append(Grains(labels, order, now, free_energy(params, eta)))
+        structures.append(Grains(labels, order, float(now), free_energy(params, eta)))
     return structures
 
 
@@ -302,19 +305,25 @@ def _recolour(eta, owners, labels, colours, n_orders: int) -> Float[Array, "q h 
     return jnp.asarray(fields)
 
 
-def grow(params: AllenCahn, *, n_grains: int, time: float, key: Array) -> Grains:
+def grow(params: AllenCahn, *, n_grains: int, time: float | int, key: Array) -> Grains:
     """Grow one Voronoi structure for a time: Fig. 1a. See `coarsen` for arguments and errors."""
     return coarsen(params, n_grains=n_grains, times=[time], key=key)[0]
 
 
 def _check(params, n_grains, times, key) -> None:
     limit = int(np.prod(params.shape) // (params.interface_width / params.dx) ** 2)
-    if int(n_grains) != n_grains or not 1 <= n_grains <= limit:
+    if not isinstance(n_grains, Integral) or not 1 <= n_grains <= limit:
         raise ValueError(
             f"n_grains must be an integer from 1 to {limit} on {params.shape} cells "
             f"(one squared interface width of {params.interface_width:.3g} a grain), got {n_grains!r}"
         )
-    if not len(times) or not all(math.isfinite(t) and t >= 0 for t in times) or list(times) != sorted(times):
+    good = all(isinstance(t, Real) and math.isfinite(t) and t >= 0 for t in times)
+    if not len(times) or not good or list(times) != sorted(times):
         raise ValueError(f"time must be finite, not negative and increasing, got {list(times)!r}")
+    check_key(key)
+
+
+def check_key(key) -> None:
+    """Raise a ValueError for what is not one `jax.random.key`."""
     if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0):
         raise ValueError(f"key must be one jax.random.key, got {key!r}")

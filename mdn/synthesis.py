@@ -6,7 +6,9 @@ a phase field -> b grey levels, the truth -> c defects -> d phase of c, magnitud
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 
 import jax
 import numpy as np
@@ -15,7 +17,7 @@ from scipy import ndimage
 from skimage.exposure import match_histograms
 
 from mdn.defects import DefectStrengths, add_defects, deep_scratch, etch_pit, faint_scratch, generator, smooth_noise
-from mdn.phase_field import Grains, voronoi
+from mdn.phase_field import Grains, check_key, voronoi
 
 ORDER_ON_BOUNDARY = 0.63557  # sum of eta squared in the middle of a flat boundary, gamma = 1
 STAND_INS = ("etched", "twinned", "textured")
@@ -39,23 +41,24 @@ class PairConfig:
         ValueError: naming the field, what was given and what is accepted.
     """
 
-    groove_depth: float = 0.6
-    grey: tuple[float, float] = (0.4, 0.95)
-    skew: float = 1.0
-    twin_fraction: float = 0.3
-    twin_groove: float = 0.4
+    groove_depth: float | int = 0.6
+    grey: Sequence[float | int] = (0.4, 0.95)
+    skew: float | int = 1.0
+    twin_fraction: float | int = 0.3
+    twin_groove: float | int = 0.4
     defects: DefectStrengths = field(default_factory=DefectStrengths)
-    magnitude: float = 1.0
+    magnitude: float | int = 1.0
     match: bool = True
 
     def __post_init__(self):
         for name in ("groove_depth", "twin_fraction", "twin_groove", "magnitude"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)!r}")
-        if not 0 <= self.grey[0] <= self.grey[1] <= 1:
+            value = getattr(self, name)
+            if not (isinstance(value, Real) and 0 <= value <= 1):
+                raise ValueError(f"{name} must be a number in [0, 1], got {value!r}")
+        if len(self.grey) != 2 or not 0 <= self.grey[0] <= self.grey[1] <= 1:
             raise ValueError(f"grey must be an increasing range within [0, 1], got {self.grey!r}")
-        if self.skew <= 0:
-            raise ValueError(f"skew must be positive, got {self.skew!r}")
+        if not (isinstance(self.skew, Real) and 0 < self.skew < math.inf):
+            raise ValueError(f"skew must be positive and finite, got {self.skew!r}")
 
     @classmethod
     def draw(cls, key: Array) -> PairConfig:
@@ -204,7 +207,7 @@ def periodic_component(image: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h 
 
 
 def fourier_blend(
-    image: Float[np.ndarray, "h w"], reference: Float[np.ndarray, "h w"], *, magnitude: float = 1.0
+    image: np.ndarray, reference: np.ndarray, *, magnitude: float | int = 1.0
 ) -> Float[np.ndarray, "h w"]:
     """Phase of the simulated image under the Fourier magnitude of the micrograph.
 
@@ -219,10 +222,11 @@ def fourier_blend(
         [H, W], about the reference's mean; values may leave [0, 1].
 
     Raises:
-        ValueError: if the shapes differ or m lies outside [0, 1].
+        ValueError: if the shapes differ, an image is not [H, W] or not finite, or m lies outside [0, 1].
 
     Source: Section II.A.c, Fig. 1d.
     """
+    image, reference = _finite(image, "image"), _finite(reference, "reference")
     if image.shape != reference.shape:
         raise ValueError(f"reference must have the image's shape {image.shape}, got {reference.shape}")
     if not 0 <= magnitude <= 1:
@@ -234,9 +238,26 @@ def fourier_blend(
     return np.fft.ifft2(mixed * np.exp(1j * np.angle(spectrum))).real.astype(np.float32)
 
 
-def match_histogram(image: Float[np.ndarray, "h w"], reference: np.ndarray) -> Float[np.ndarray, "h w"]:
-    """Give the image the grey-level distribution of the reference (Section II.A, Fig. 1e; Section III.b)."""
-    return match_histograms(image, reference).astype(np.float32)
+def _finite(image, name: str) -> np.ndarray:
+    image = np.asarray(image)
+    if image.ndim != 2 or not image.size or image.dtype.kind != "f" or not np.isfinite(image).all():
+        given = f"shape {image.shape}, dtype {image.dtype}"
+        raise ValueError(f"{name} must be finite floats [H, W], not empty, got {given}")
+    return image
+
+
+def match_histogram(image: np.ndarray, reference: np.ndarray) -> Float[np.ndarray, "h w"]:
+    """Give the image the grey-level distribution of the reference.
+
+    Args:
+        image, reference: floats [H, W], not necessarily of one shape.
+
+    Raises:
+        ValueError: if either is not [H, W], empty or not finite.
+
+    Source: Section II.A, Fig. 1e; Section III.b.
+    """
+    return match_histograms(_finite(image, "image"), _finite(reference, "reference")).astype(np.float32)
 
 
 def make_pair(grown: Grains, reference: np.ndarray, *, config: PairConfig | None = None, key: Array) -> Pair:
@@ -257,11 +278,14 @@ def make_pair(grown: Grains, reference: np.ndarray, *, config: PairConfig | None
     Source: Section II.A, Fig. 1.
     """
     config = config or PairConfig()
-    reference = np.asarray(reference, np.float32)
+    if not isinstance(grown, Grains):
+        raise ValueError(f"grown must be the Grains that mdn.grow returns, got {type(grown).__name__}")
+    check_key(key)
+    reference = _finite(reference, "reference").astype(np.float32)
     if reference.shape != grown.labels.shape:
         raise ValueError(f"reference must have the grains' shape {grown.labels.shape}, got {reference.shape}")
-    if not (np.isfinite(reference).all() and reference.min() >= 0 and reference.max() <= 1):
-        raise ValueError("reference must be finite and lie in [0, 1]")
+    if reference.min() < 0 or reference.max() > 1:
+        raise ValueError(f"reference must lie in [0, 1], got {reference.min():g} to {reference.max():g}")
     shade_key, defect_key = jax.random.split(key)
     boundaries = _boundaries(grown.labels)
     clean, twins = shade(grown, config=config, key=shade_key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -53,9 +54,12 @@ class TrainingConfig:
     evaluate_every: int = 250
 
     def __post_init__(self):
-        for name in ("steps", "batch", "learning_rate", "evaluate_every"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
+        for name in ("steps", "batch", "evaluate_every", "crop"):
+            value = getattr(self, name)
+            if not (isinstance(value, int) and value > 0) and not (name == "crop" and value is None):
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate!r}")
         if self.l2 < 0 or not 0 <= self.dropout_until <= 1:
             raise ValueError(
                 f"l2 must not be negative and dropout_until lie in [0, 1], got {self.l2}, {self.dropout_until}"
@@ -230,13 +234,15 @@ def fit(
     for name, (noisy, clean) in (("train", train), ("validation", validation)):
         if noisy.ndim != 3 or noisy.shape != clean.shape or not len(noisy):
             raise ValueError(f"{name} must be two equal, non-empty [n, h, w] arrays, got {noisy.shape}, {clean.shape}")
+        if not (np.isfinite(noisy).all() and np.isfinite(clean).all()):
+            raise ValueError(f"{name} holds NaN or infinity; accepted: finite images in [0, 1]")
     train, validation = _stretched(train), _stretched(validation)
     graph, params, statistics, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
     state = (params, statistics, config.optimiser().init(params))
     best, start, history = state[:2], 0, History()
     if directory is not None:
         directory = Path(directory).resolve()
-        _claim(directory, config)
+        _claim(directory, config, model, key, train)
         state, best, start, history = _restore(directory, state, best)
     steps = {dropout: _step_function(config, graph, rest, dropout) for dropout in (True, False)}
     seed, losses, clock = np.asarray(jax.random.key_data(key)), [], time.monotonic()
@@ -271,12 +277,23 @@ def _stretched(pairs: tuple[Images, Images]) -> tuple[Images, Images]:
     return np.stack([stretch(image) for image in pairs[0]]), np.asarray(pairs[1], np.float32)
 
 
-def _claim(directory: Path, config: TrainingConfig) -> None:
-    """Note the configuration beside the checkpoints, or refuse to go on with another one."""
+def _claim(
+    directory: Path, config: TrainingConfig, model: nnx.Module, key: Array, train: tuple[Images, Images]
+) -> None:
+    """Note what is trained on what beside the checkpoints, or refuse to go on with something else."""
     directory.mkdir(parents=True, exist_ok=True)
-    path, wanted = directory / "config.json", json.dumps(asdict(config), indent=1)
+    run = {
+        "training": asdict(config),
+        "network": repr(getattr(model, "config", type(model).__name__)),
+        "shapes": [list(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))],
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "pairs": hashlib.sha256(b"".join(np.ascontiguousarray(a) for a in train)).hexdigest(),
+    }
+    path, wanted = directory / "config.json", json.dumps(run, indent=1)
     if path.exists() and path.read_text() != wanted:
-        raise ValueError(f"{directory} holds a run of another configuration, {path.read_text()}; asked for {wanted}")
+        found = json.loads(path.read_text())
+        odd = [f"{name} ({found.get(name)!r}, not {run[name]!r})" for name in run if found.get(name) != run[name]]
+        raise ValueError(f"directory: {directory} holds a run of another configuration: {'; '.join(odd)}")
     _write(path, wanted)
 
 

@@ -350,12 +350,15 @@ def copy_figures(run: Run, target: Path) -> None:
         part = target / f".{name}.part"
         shutil.copyfile(run.out / "figures" / name, part)
         os.replace(part, target / name)
+    if all(run.is_done(nb) for nb in run.notebooks):  # then what none of them writes is of another time
+        for old in set(target.glob("fig*.png")) - {target / f for e in run.entries.values() for f in e["figures"]}:
+            old.unlink()
 
 
 def update_readme(run: Run, root: Path) -> None:
     """Put the run's minutes, and the results of the shipped weights, between the README's markers."""
     readme = root / "README.md"
-    if not readme.is_file():
+    if not readme.is_file() or not all(run.is_done(nb) for nb in run.notebooks):
         return
     rows = ["| notebook | figures | minutes |", "|---|---|---|"]
     for nb in run.notebooks:

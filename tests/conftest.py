@@ -6,9 +6,7 @@ The import hook has to be in place before anything imports mdn, the compilation 
 import os
 from pathlib import Path
 
-os.environ.setdefault(
-    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "xla")
-)
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "xla"))
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import jax

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 from skimage.data import camera
 
-from mdn.baselines import BASELINES, Baseline, DnCNN, tune
+from mdn.baselines import BASELINES, Baseline, DnCNN, score_methods, tune, tuned_filters
 from mdn.metrics import aligned_psnr, psnr
 
 
@@ -95,3 +95,22 @@ def test_dncnn_learns_to_remove_noise():
     assert aligned_psnr(out[0, ..., 0], np.asarray(clean[0, ..., 0])) > aligned_psnr(
         np.asarray(noisy[0, ..., 0]), np.asarray(clean[0, ..., 0])
     )
+
+
+def test_methods_are_scored_on_test_pairs():
+    """The truth itself scores best and a tuned filter better than the noise."""
+    rng = np.random.default_rng(0)
+    regions = np.indices((3, 64, 64))[1] // 16 * 4 + np.indices((3, 64, 64))[2] // 16
+    clean = rng.permutation(16)[regions].astype(np.float32) / 20 + np.float32(0.1)
+    noisy = np.clip(clean + rng.normal(0, 0.1, clean.shape), 0, 1).astype(np.float32)
+    filters = tuned_filters(noisy[:1], clean[:1])
+    assert len(filters) == len(BASELINES)
+    truth = {image.tobytes(): target for image, target in zip(noisy, clean, strict=True)}
+    methods = {"noisy": lambda x: x, **filters, "truth": lambda x: truth[x.tobytes()] + np.float32(1e-3)}
+    scores = score_methods(methods, (noisy[:1], clean[:1], regions[:1]), (noisy[1:], clean[1:], regions[1:]))
+    assert all(len(rows) == 2 for rows in scores.values())
+    for column in ("raw PSNR", "aligned PSNR", "SSIM"):
+        means = {name: np.mean([row[column] for row in rows]) for name, rows in scores.items()}
+        assert means["truth"] == max(means.values()), column
+    aligned = {name: np.mean([row["aligned PSNR"] for row in rows]) for name, rows in scores.items()}
+    assert max(aligned[name] for name in filters) > aligned["noisy"]

@@ -49,6 +49,17 @@ def test_corrosion_follows_boundaries():
     assert darker[BOUNDARIES].mean() > 3 * darker[:, 16::32].mean()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_strength_zero_leaves_the_image_and_bad_input_is_named(kind):
+    np.testing.assert_array_equal(apply(kind, 0), IMAGE)
+    with pytest.raises(ValueError, match="strength"):
+        apply(kind, 5)
+    boundaries = (BOUNDARIES,) if kind == "thick_boundary" else ()
+    for bad in (IMAGE * np.nan, IMAGE[0], (IMAGE * 255).astype(np.uint8)):
+        with pytest.raises(ValueError, match="image"):
+            getattr(defects, kind)(bad, *boundaries, strength=0.5, key=KEY)
+
+
 def test_a_strength_outside_its_range_is_named():
     with pytest.raises(ValueError, match="etch_pit"):
         DefectStrengths(etch_pit=1.5)

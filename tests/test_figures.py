@@ -15,9 +15,7 @@ RNG = np.random.default_rng(0)
 IMAGE = RNG.random((24, 32), np.float32)
 LABELS = (np.indices((24, 32)) // 8).sum(0).astype(np.int32)
 EDGES = np.roll(LABELS, 1, 1) != LABELS
-GRAINS = [
-    SimpleNamespace(labels=LABELS, order=IMAGE, time=float(t), energy=9.0 - t, n_grains=6 - t) for t in range(3)
-]
+GRAINS = [SimpleNamespace(labels=LABELS, order=IMAGE, time=float(t), energy=9.0 - t, n_grains=6 - t) for t in range(3)]
 PANELS = ("phase_field", "clean", "defective", "blended", "noisy", "reference")
 PAIR = SimpleNamespace(**dict.fromkeys(PANELS, IMAGE))
 HISTORY = SimpleNamespace(

@@ -1,4 +1,4 @@
-"""Denoising an array: size, colour and dtype kept, histogram matched; attention and uncertainty of the pass."""
+"""Denoising an array: size, colour and dtype kept, histogram matched, exposure ignored."""
 
 import subprocess
 import sys
@@ -11,9 +11,8 @@ from flax import nnx
 import mdn
 from mdn.attention import attention_maps
 from mdn.inference import Denoiser, load_denoiser
-from mdn.micrographs import luminance
 from mdn.network import DenoisingNetwork, NetworkConfig
-from mdn.uncertainty import familiarity, training_statistics, uncertainty_map
+from mdn.uncertainty import familiarity, uncertainty_map
 
 KEY = jax.random.key(0)
 
@@ -78,40 +77,6 @@ def test_bad_input_is_one_clear_error(denoiser, bad):
     for function in (denoiser, lambda x: attention_maps(denoiser, x), lambda x: uncertainty_map(denoiser, x, key=KEY)):
         with pytest.raises(ValueError, match="accepted"):
             function(bad)
-
-
-def test_attention_maps_are_those_of_the_pass(denoiser):
-    image = picture((40, 56), np.float32)
-    maps = attention_maps(denoiser, image)
-    assert maps.channel_weights.shape == (2, 8) and maps.spatial.shape == (2, 40, 56)
-    assert maps.features.shape == (2, 40, 56, 8) and maps.overall.shape == (40, 56)
-    assert ((maps.channel_weights > 0) & (maps.channel_weights < 1)).all() and (maps.spatial >= 0).all()
-    np.testing.assert_allclose(maps.output, denoiser.restore(luminance(image)), atol=1e-5)
-
-
-def test_no_attention_no_maps():
-    without = Denoiser(DenoisingNetwork(NetworkConfig(width=8, blocks=2, attention=False), rngs=nnx.Rngs(0)))
-    with pytest.raises(ValueError, match="without attention"):
-        attention_maps(without, picture((16, 16), np.float32))
-
-
-def test_uncertainty_follows_its_key_and_turns_with_the_image(denoiser):
-    image = picture((32, 24), np.float32)
-    a, b, c = (uncertainty_map(denoiser, image, key=jax.random.key(k)) for k in (0, 0, 1))
-    assert a.shape == image.shape and (a == b).all() and (a != c).any() and a.max() > 0
-    with pytest.raises(ValueError, match="passes"):
-        uncertainty_map(denoiser, image, key=KEY, passes=1)
-
-
-def test_familiar_and_unfamiliar_images(denoiser):
-    images = np.stack([picture((48, 48), np.float32, seed) for seed in range(20)])
-    known = Denoiser(denoiser.network, {"training_statistics": training_statistics(denoiser.network, images)})
-    stripes = np.tile(np.linspace(0, 1, 48, dtype=np.float32), (48, 1))
-    assert familiarity(known, stripes).distance > 5 * familiarity(known, images[3]).distance
-    assert "unlike" in familiarity(known, stripes).warning
-    assert familiarity(known, images[3]).warning is None
-    with pytest.raises(ValueError, match="statistics"):
-        familiarity(denoiser, stripes)
 
 
 def test_missing_weights(tmp_path):

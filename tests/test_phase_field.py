@@ -93,13 +93,13 @@ def test_time_does_not_depend_on_the_step():
 
 
 def test_few_colours_agree_with_one_order_parameter_a_grain():
-    """Labels from the colouring against the oracle that needs none, up to L kappa t = 60."""
+    """Labels from the colouring against the oracle that needs none, up to L kappa t = 120."""
     params = AllenCahn(shape=(96, 96))
-    coloured = grow(params, n_grains=22, time=30.0, key=KEY)
+    coloured = grow(params, n_grains=22, time=60.0, key=KEY)
     labels = voronoi((96, 96), 22, key=KEY)
     oracle = jnp.asarray(labels[None] == np.arange(22)[:, None, None], jnp.float32)
-    n_steps = int(np.ceil(30.0 / params.dt))
-    oracle = _advance(params, oracle, n_steps, 30.0 / n_steps)
+    n_steps = int(np.ceil(60.0 / params.dt))
+    oracle = _advance(params, oracle, n_steps, 60.0 / n_steps)
     assert (np.asarray(oracle.argmax(0)) != coloured.labels).mean() < 1e-3
 
 
@@ -135,6 +135,7 @@ def test_same_key_same_grains_other_key_other_grains():
     ("make", "named"),
     [
         (lambda: AllenCahn(shape=(0, 64)), "shape"),
+        (lambda: AllenCahn(shape=(64, 64, 64)), "shape"),
         (lambda: AllenCahn(kappa=-1.0), "kappa"),
         (lambda: AllenCahn(gamma=float("nan")), "gamma"),
         (lambda: AllenCahn(dt=0.2), "dt must lie between 0 and the stability bound 0.1111"),

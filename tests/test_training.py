@@ -120,14 +120,23 @@ def test_other_networks_train_too():
 def test_a_run_of_another_configuration_is_refused(tmp_path):
     fit(network(), pairs(), pairs(2), config=CONFIG, directory=tmp_path, key=KEY, progress=False)
     other = TrainingConfig(steps=7, batch=4, crop=16, learning_rate=1e-3, evaluate_every=2)
-    with pytest.raises(ValueError, match="another configuration"):
-        fit(network(), pairs(), pairs(2), config=other, directory=tmp_path, key=KEY, progress=False)
+    gate = DenoisingNetwork(NetworkConfig(width=8, blocks=2, gate="leaky_relu"), rngs=nnx.Rngs(0))
+    for model, data, config, key, odd in (
+        (network(), pairs(), other, KEY, "training"),
+        (gate, pairs(), CONFIG, KEY, "network"),
+        (network(), pairs(seed=5), CONFIG, KEY, "pairs"),
+        (network(), pairs(), CONFIG, jax.random.key(8), "key"),
+    ):
+        with pytest.raises(ValueError, match=f"another configuration: {odd}"):
+            fit(model, data, pairs(2), config=config, directory=tmp_path, key=key, progress=False)
 
 
 def test_bad_input_is_named():
     noisy, clean = pairs()
     with pytest.raises(ValueError, match="train must be"):
         fit(network(), (noisy, clean[:3]), (noisy, clean), config=CONFIG, key=KEY)
-    for bad in ({"steps": 0}, {"l2": -1.0}, {"schedule": "linear"}, {"dropout_until": 2.0}):
+    with pytest.raises(ValueError, match="validation holds NaN"):
+        fit(network(), (noisy, clean), (noisy * np.nan, clean), config=CONFIG, key=KEY)
+    for bad in ({"steps": 0}, {"crop": 0}, {"l2": -1.0}, {"schedule": "linear"}, {"dropout_until": 2.0}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             TrainingConfig(**bad)
