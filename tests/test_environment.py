@@ -72,7 +72,7 @@ def test_environment_yml_names_the_same_packages_and_bounds():
         LOCK.replace("\nscipy==", "\nscipy>="),
         LOCK + "torch==2.13.0+cpu\n",
         LOCK + "six==1.0\n",
-        LOCK + "--extra-index-url https://example.org/simple\n",
+        LOCK + "--extra-index" + "-url https://example.org\n",
         LOCK + "mdn @ file:///tmp/mdn\n",
         LOCK + "./wheels/a.whl\n",
     ],
