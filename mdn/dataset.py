@@ -136,7 +136,7 @@ class References:
     """
 
     names: tuple[str, ...]
-    images: tuple[Float[np.ndarray, "h w"], ...]
+    images: tuple[Float[np.ndarray, "_h _w"], ...]
     corners: tuple[tuple[int, int], ...]
     real: bool
 
