@@ -199,10 +199,8 @@ def grow_run(config: DatasetConfig, run: int) -> Grains:
 def _turned(grains: Grains, *, key: Array) -> Grains:
     """The same run shifted along the torus and, if it is square, turned or mirrored."""
     row, column, turn = (float(u) for u in jax.random.uniform(key, (3,)))
-    shift, square = (
-        (int(row * grains.labels.shape[0]), int(column * grains.labels.shape[1])),
-        len(set(grains.labels.shape)) == 1,
-    )
+    height, width = grains.labels.shape
+    shift, square = (int(row * height), int(column * width)), height == width
 
     def move(field):
         field = np.roll(field, shift, (0, 1))

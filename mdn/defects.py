@@ -79,7 +79,7 @@ def faint_scratch(image: Float[np.ndarray, "h w"], *, strength: float | int, key
     for _ in range(rng.integers(4, 8 + round(16 * strength))):
         line = _line(image.shape, rng, angle + rng.normal(0, 0.06), rng.uniform(0.4, 0.8), rng.uniform(30, 400))
         change += line * rng.uniform(0.05, 0.08 + 0.22 * strength) * rng.choice([-1, -1, -1, 1])
-    return np.clip(image * (1 + change), 0, 1)
+    return image * (1 + change)
 
 
 @_defect
@@ -111,7 +111,7 @@ def speckle(image: Float[np.ndarray, "h w"], *, strength: float | int, key: Arra
     """Grain of the surface and of the sensor: multiplicative noise, correlated over a pixel or less."""
     rng = generator(key)
     noise = smooth_noise(image.shape, rng.uniform(0.2, 0.9), rng)
-    return np.clip(image * (1 + 0.2 * strength * noise), 0, 1)
+    return image * (1 + 0.2 * strength * noise)
 
 
 @_defect
@@ -136,7 +136,7 @@ def illumination(image: Float[np.ndarray, "h w"], *, strength: float | int, key:
     slope = math.cos(angle) * x[None, :] + math.sin(angle) * y[:, None]
     rim = x[None, :] ** 2 + y[:, None] ** 2
     field = 1 + strength * (rng.uniform(0, 0.3) * slope - rng.uniform(0, 0.2) * rim)
-    return np.clip(image * field, 0, 1).astype(image.dtype)
+    return image * field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +169,7 @@ class DefectStrengths:
 
 
 KINDS = tuple(field.name for field in fields(DefectStrengths))
+IN_ORDER = (thick_boundary, water_stain, etch_pit, faint_scratch, deep_scratch, speckle, illumination)
 
 
 def add_defects(
@@ -188,16 +189,20 @@ def add_defects(
 
     Returns:
         The image with its defects, and a bit mask: bit k is set where kind `KINDS[k]` is visible.
+
+    Raises:
+        ValueError: for an image that is not [H, W] of finite floats, or boundaries of another shape.
+
+    Source: Section II.A, Fig. 1c; the kinds are those of Section III.a.
     """
     bits = np.zeros(image.shape, np.uint16)
-    order = ("thick_boundary", "water_stain", "etch_pit", "faint_scratch", "deep_scratch", "speckle", "illumination")
-    for kind in order:  # as they come about: etching, drying, handling, imaging
-        strength = getattr(strengths, kind)
+    for defect in IN_ORDER:  # as they come about: etching, drying, handling, imaging
+        kind, strength = defect.__name__, getattr(strengths, defect.__name__)
         if strength == 0:
             continue
         key, this = jax.random.split(key)
-        arguments = (image, boundaries) if kind == "thick_boundary" else (image,)
-        after = globals()[kind](*arguments, strength=strength, key=this)
+        arguments = (image, boundaries) if defect is thick_boundary else (image,)
+        after = defect(*arguments, strength=strength, key=this)
         bits |= np.where(np.abs(after - image) > VISIBLE, np.uint16(1 << KINDS.index(kind)), np.uint16(0))
         image = after
     return image, bits

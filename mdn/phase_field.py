@@ -271,8 +271,7 @@ def coarsen(params: AllenCahn, *, n_grains: int, times: Sequence[float | int], k
     eta, owners, colours, structures, now = None, None, None, [], 0.0
     for target in times:
         while True:
-            close = {} if colours is None else near_pairs(labels, RECOLOUR_GAP * unit)
-            if colours is None or any(colours[a] == colours[b] for a, b in close):
+            if colours is None or any(colours[a] == colours[b] for a, b in near_pairs(labels, RECOLOUR_GAP * unit)):
                 colours = colour_grains(labels, COLOUR_GAP * unit)
                 n_orders = 4 * math.ceil((colours.max() + 1) / 4)  # few distinct sizes, so few compilations
                 eta = _recolour(eta, owners, labels, colours, n_orders)
@@ -306,7 +305,22 @@ def _recolour(eta, owners, labels, colours, n_orders: int) -> Float[Array, "q h 
 
 
 def grow(params: AllenCahn, *, n_grains: int, time: float | int, key: Array) -> Grains:
-    """Grow one Voronoi structure for a time: Fig. 1a. See `coarsen` for arguments and errors."""
+    """Grow one Voronoi structure for a time.
+
+    Args:
+        params: coefficients and grid.
+        n_grains: grains at the start.
+        time: in 1/(L alpha); 0 gives the start.
+        key: a `jax.random.key`.
+
+    Returns:
+        The `Grains` at that time.
+
+    Raises:
+        ValueError: as `coarsen`.
+
+    Source: Appendix A, Fig. 1a.
+    """
     return coarsen(params, n_grains=n_grains, times=[time], key=key)[0]
 
 

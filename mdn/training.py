@@ -104,7 +104,17 @@ class History:
 def loss(
     model: nnx.Module, noisy: Float[Array, "n h w 1"], clean: Float[Array, "n h w 1"], l2: float
 ) -> Float[Array, ""]:
-    """L = MSE(I_clean, I_gt) + lambda sum_i ||w_i||_2^2, over kernels (Eq. 11)."""
+    """Mean squared error and L2 regularisation.
+
+        L = MSE(I_clean, I_gt) + lambda sum_i ||w_i||_2^2, over convolution and dense kernels           (11)
+
+    Args:
+        model: the network, in training or evaluation mode.
+        noisy, clean: [n, h, w, 1] in [0, 1].
+        l2: lambda.
+
+    Source: Eq. 11.
+    """
     kernels = [leaf for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)) if leaf.ndim > 1]
     return jnp.mean((model(noisy) - clean) ** 2) + l2 * sum(jnp.sum(w * w) for w in kernels)
 
@@ -225,8 +235,8 @@ def fit(
         The history over all sittings.
 
     Raises:
-        ValueError: if images and truths do not agree in shape or are empty, or the directory holds a run of
-            another configuration.
+        ValueError: if images and truths do not agree in shape, are empty or not finite, or the directory holds a
+            run of another configuration, network, key or set of pairs.
 
     Source: Eq. 11 and Section II.B.d.
     """

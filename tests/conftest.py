@@ -22,3 +22,14 @@ def strict_dtypes():
     """No implicit promotion between dtypes; for our own code alone (optax's Adam fails under it)."""
     with jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture(scope="session")
+def denoiser():
+    """A small untrained network, for what does not depend on its weights."""
+    from flax import nnx
+
+    from mdn.inference import Denoiser
+    from mdn.network import DenoisingNetwork, NetworkConfig
+
+    return Denoiser(DenoisingNetwork(NetworkConfig(width=8, blocks=2), rngs=nnx.Rngs(0)))

@@ -10,11 +10,6 @@ from mdn.micrographs import luminance
 from mdn.network import DenoisingNetwork, NetworkConfig
 
 
-@pytest.fixture(scope="module")
-def denoiser():
-    return Denoiser(DenoisingNetwork(NetworkConfig(width=8, blocks=2), rngs=nnx.Rngs(0)))
-
-
 def picture(shape, seed=0):
     return np.random.default_rng(seed).uniform(0.2, 0.9, shape).astype(np.float32)
 

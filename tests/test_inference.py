@@ -6,20 +6,14 @@ import sys
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 import mdn
 from mdn.attention import attention_maps
-from mdn.inference import Denoiser, load_denoiser
-from mdn.network import DenoisingNetwork, NetworkConfig
+from mdn.inference import load_denoiser
+from mdn.network import NetworkConfig
 from mdn.uncertainty import familiarity, uncertainty_map
 
 KEY = jax.random.key(0)
-
-
-@pytest.fixture(scope="module")
-def denoiser():
-    return Denoiser(DenoisingNetwork(NetworkConfig(width=8, blocks=2), rngs=nnx.Rngs(0)))
 
 
 def picture(shape, dtype, seed=0):

@@ -3,18 +3,11 @@
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 from mdn.inference import Denoiser
-from mdn.network import DenoisingNetwork, NetworkConfig
 from mdn.uncertainty import familiarity, training_statistics, uncertainty_map
 
 KEY = jax.random.key(0)
-
-
-@pytest.fixture(scope="module")
-def denoiser():
-    return Denoiser(DenoisingNetwork(NetworkConfig(width=8, blocks=2), rngs=nnx.Rngs(0)))
 
 
 def picture(shape, seed=0):
