@@ -14,12 +14,19 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt16
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 from skimage.exposure import match_histograms
 
 from mdn.defects import DefectStrengths, add_defects, deep_scratch, etch_pit, faint_scratch, generator, smooth_noise
 from mdn.phase_field import Grains, check_key, voronoi
 
 ORDER_ON_BOUNDARY = 0.63557  # sum of eta squared in the middle of a flat boundary, gamma = 1
+PLANES = np.array([[1, 1, 1], [-1, 1, 1], [1, -1, 1], [1, 1, -1]]) / math.sqrt(3)  # {111}
+FLATTEST = 0.35  # sine of a plane's tilt below which its trace has no clear direction
+SMALLEST = 8.0  # px, diameter of a grain that can carry twins
+THINNEST = 2.5  # px, of a lamella and of the matrix between two: thinner ones are one groove
+LAMELLAE = 4  # of one variant in a grain, at most
+FAR = np.float32(1e4)  # px, outside every grain
 STAND_INS = ("etched", "twinned", "textured")
 
 
@@ -31,7 +38,7 @@ class PairConfig:
         groove_depth: how dark a grain boundary is in the truth, 0 (a step of grey alone) to 1 (black).
         grey: range of the grains' grey levels.
         skew: exponent on the uniform draw of a level; above 1 most grains are bright and a few dark.
-        twin_fraction: share of grains that carry annealing twins.
+        twin_fraction: share of the grains that can carry annealing twins which do, as in `annealing_twins`.
         twin_groove: depth of a twin boundary's groove as a share of `groove_depth`.
         defects: strength of each defect.
         magnitude: share of the reference's log magnitude in the blend; 1 is the paper's full swap, 0 leaves c.
@@ -98,6 +105,7 @@ class Pair:
         labels: int32, the grain of each pixel.
         twins: which pixels lie in a twin of their grain.
         boundaries: grain boundaries, where labels change.
+        twin_boundaries: where a grain changes between itself and a twin, or between twins; no grain boundary.
         defects: bit mask, one bit a kind of `defects.KINDS`.
     """
 
@@ -110,6 +118,7 @@ class Pair:
     labels: Int[np.ndarray, "h w"]
     twins: Bool[np.ndarray, "h w"]
     boundaries: Bool[np.ndarray, "h w"]
+    twin_boundaries: Bool[np.ndarray, "h w"]
     defects: UInt16[np.ndarray, "h w"]
 
     @property
@@ -122,45 +131,122 @@ def _boundaries(labels: Int[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     return (labels != np.roll(labels, 1, 0)) | (labels != np.roll(labels, 1, 1))
 
 
-def twin_bands(
-    labels: Int[np.ndarray, "h w"], *, fraction: float, key: Array
-) -> tuple[Bool[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
-    """Annealing twins: one to three straight parallel-sided bands through some of the grains.
+def _from_centres(labels: Int[np.ndarray, "h w"]) -> tuple[Float[np.ndarray, "2 h w"], Bool[np.ndarray, " n"]]:
+    """Rows and columns from the centre of a cell's grain, and which grains this does not cut: none round the torus."""
+    n, offset = int(labels.max()) + 1, np.empty((2, *labels.shape), np.float32)
+    whole = np.ones(n, bool)
+    for axis, size in enumerate(labels.shape):
+        at, half = np.indices(labels.shape)[axis], size // 2
+        lines = np.bincount((labels * size + at).ravel(), minlength=n * size).reshape(n, size)
+        mean = np.angle(lines @ np.exp(2j * np.pi * np.arange(size) / size))  # of angles, for the torus
+        centre = np.round(mean * size / (2 * np.pi)).astype(int)
+        offset[axis] = (at - centre[labels] + half) % size - half
+        whole &= lines[np.arange(n), (centre - half) % size] == 0
+    return offset, whole
+
+
+def _traces(n: int, rng: np.random.Generator) -> tuple[Float[np.ndarray, "2 2 n"], Float[np.ndarray, "2 n"]]:
+    """Two {111} planes each of n random crystals: their traces' unit normals [axis, plane, n], sines of their tilts."""
+    crystals = Rotation.from_quat(rng.standard_normal((n, 4)))  # normalised: uniform over orientations
+    normal = np.einsum("nij,pj->ipn", crystals.as_matrix(), PLANES)
+    sine = np.hypot(normal[0], normal[1])
+    chosen = np.argsort(rng.uniform(size=sine.shape) + (sine < FLATTEST), axis=0)[:2]
+    sine = np.take_along_axis(sine, chosen, 0)
+    return np.take_along_axis(normal[:2], chosen[None], 1) / sine, sine
+
+
+def _lamellae(
+    u: Float[np.ndarray, " p"],
+    v: Float[np.ndarray, " p"],
+    count: Int[np.ndarray, " n"],
+    scale: Float[np.ndarray, " n"],
+    through: Bool[np.ndarray, " n"],
+    rng: np.random.Generator,
+) -> tuple[Float[np.ndarray, " p"], Float[np.ndarray, " n"]]:
+    """Depth of each cell in its grain's stack of lamellae, and the u at which each stack begins, in px.
+
+    The cells lie grain by grain, `count` of each, at u across and v along the lamellae, whose thickness goes with
+    `scale`. The first lamella of a grain `through` runs through it.
+    """
+    first, shape = np.cumsum(count) - count, (LAMELLAE, len(count))
+    low, high = np.minimum.reduceat(u, first), np.maximum.reduceat(u, first)
+    begin = low + (high - low) * rng.uniform(0.1, 0.7, len(count))
+    thick, gap = np.maximum(scale * rng.lognormal(-2.0, 0.8, (2, *shape)), THINNEST)
+    start = begin + np.cumsum(thick + gap, axis=0) - thick - gap
+    start[np.arange(LAMELLAE)[:, None] >= rng.geometric(0.5, len(count))] = FAR
+    endless, core_endless = rng.uniform(size=(2, *shape)) < 0.6
+    endless[0] |= through
+    core = thick * rng.uniform(0.1, 0.4, shape)  # a lamella of the matrix within the twin
+    core_start = start + (thick - core) * rng.uniform(0.2, 0.8, shape)
+    core_start[(core < 2) | ~endless | (rng.uniform(size=shape) < 0.5)] = FAR
+
+    def spread(a):
+        return np.repeat(a.astype(np.float32), count, axis=-1)
+
+    beside = FAR * (np.abs(u - spread(start + thick / 2)) > 1)
+    bottom, top = np.minimum.reduceat(v + beside, first, axis=1), np.maximum.reduceat(v - beside, first, axis=1)
+
+    def inside(start, thick, endless):
+        side = rng.choice([-1, 1], shape)
+        stop = bottom + (top - bottom) * rng.uniform(0.3, 0.75, shape)
+        stop = np.where(endless | (top < bottom), side * FAR, stop)
+        return np.minimum(np.minimum(u - spread(start), spread(start + thick) - u), spread(side) * (spread(stop) - v))
+
+    return np.minimum(inside(start, thick, endless), -inside(core_start, core, core_endless)).max(0), begin
+
+
+def annealing_twins(labels: Int[np.ndarray, "h w"], *, fraction: float | int, key: Array) -> Float[np.ndarray, "2 h w"]:
+    """Depth of each pixel in a twin: lamellae along the {111} traces of a random crystal in each grain.
+
+    A plane of unit normal (n_y, n_x, n_z), z that of the section, has its trace across (n_y, n_x), and a lamella on
+    it is as wide as its thickness / sqrt(n_y^2 + n_x^2). A grain's lamellae are parallel, thick and thin, some with
+    one of the matrix inside, and are one variant; a few grains have another, on a second plane, that ends where it
+    meets the first. All come from the grain's boundary, and run through to the other side or end bluntly within.
 
     Args:
-        labels: int [H, W], periodic.
-        fraction: share of grains that carry twins.
+        labels: int [H, W], the grain of each pixel, periodic.
+        fraction: share in [0, 1] of the grains that can carry twins which do, to within one grain. Those less than
+            8 px across cannot, nor those that reach round the torus, where a straight band does not close.
         key: a `jax.random.key`.
 
     Returns:
-        Which pixels lie in a band, and each pixel's distance in px to the nearest band edge of its grain.
+        For each of the two variants the distance in px to its nearest twin boundary, negative outside it.
+
+    Raises:
+        ValueError: for a fraction outside [0, 1].
+
+    Source: S. Mahajan et al., Formation of annealing twins in f.c.c. crystals, Acta Mater. 45 (1997) 2633. How many
+    and how thick is ours, after micrographs of alpha brass.
     """
-    rng, n = generator(key), int(labels.max()) + 1
-    offset, area = [], np.maximum(np.bincount(labels.ravel(), minlength=n), 1)
-    for axis, size in enumerate(labels.shape):  # centroids on the torus, as means of angles
-        turn = np.exp(2j * np.pi * np.indices(labels.shape)[axis] / size).ravel()
-        mean = np.bincount(labels.ravel(), turn.real, n) + 1j * np.bincount(labels.ravel(), turn.imag, n)
-        centre = np.angle(mean) / (2 * np.pi) * size
-        offset.append((np.indices(labels.shape)[axis] - centre[labels] + size / 2) % size - size / 2)
-    angle, diameter = rng.uniform(0, np.pi, n), np.sqrt(area)
-    across = offset[0] * np.cos(angle)[labels] + offset[1] * np.sin(angle)[labels]
-    carries, inside, edge = rng.uniform(size=n) < fraction, np.zeros(labels.shape, bool), np.full(labels.shape, np.inf)
-    for band in range(3):
-        here = carries & (rng.uniform(size=n) < (1.0, 0.6, 0.3)[band]) & (diameter > 8)
-        width = np.maximum(diameter * rng.uniform(0.06, 0.35, n), 3)
-        middle = rng.uniform(-0.5, 0.5, n) * diameter
-        to_edge = width[labels] / 2 - np.abs(across - middle[labels])
-        inside |= here[labels] & (to_edge > 0)
-        edge = np.where(here[labels], np.minimum(edge, np.abs(to_edge)), edge)
-    return inside, edge.astype(np.float32)
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"fraction must lie in [0, 1], got {fraction!r}")
+    rng, area = generator(key), np.bincount(labels.ravel())
+    offset, whole = _from_centres(labels)
+    able = np.flatnonzero(whole & (2 * np.sqrt(area / np.pi) >= SMALLEST))
+    carries = np.zeros(len(area), bool)
+    carries[rng.permutation(able)[: int(fraction * len(able) + rng.uniform())]] = True
+    cells, count = np.argsort(labels, axis=None, kind="stable"), area[carries]  # grain by grain
+    cells = cells[np.repeat(carries, area)]
+    across, sine = _traces(len(count), rng)
+    (ny, nx), (y, x) = np.repeat(across.astype(np.float32), count, axis=2), offset.reshape(2, -1)[:, cells]
+    u, v, scale = ny * y + nx * x, nx * y - ny * x, 2 * np.sqrt(count / np.pi) / sine
+    depth, both = np.full((2, labels.size), -FAR), rng.uniform(size=len(count)) < 0.25
+    depth[0, cells], begin = _lamellae(u[0], v[0], count, scale[0], both, rng)
+    on, count = np.repeat(both, count), count[both]
+    second, _ = _lamellae(u[1, on], v[1, on], count, scale[1, both], both[both], rng)
+    depth[1, cells[on]] = np.minimum(second, np.repeat(begin[both], count) - u[0, on])
+    return depth.reshape(2, *labels.shape)
 
 
 def shade(
     grains: Grains, *, config: PairConfig | None = None, key: Array
-) -> tuple[Float[np.ndarray, "h w"], Bool[np.ndarray, "h w"]]:
-    """The truth: a random grey for each grain, twins as grey steps, a dark groove along grain boundaries.
+) -> tuple[Float[np.ndarray, "h w"], Int[np.ndarray, "h w"]]:
+    """The truth: a random grey for each grain and each variant of its twins, a dark groove along boundaries.
 
         clean = grey x (1 - depth x (1 - order) / (1 - 0.636))
+
+    The grey of a twin comes from the grains' own distribution, a quarter of it or more away from its grain's, and
+    changes over one pixel. Twin boundaries have a fainter groove.
 
     Args:
         grains: a grown structure.
@@ -168,22 +254,24 @@ def shade(
         key: a `jax.random.key`.
 
     Returns:
-        The truth [H, W] in [0, 1] and the mask of twins.
+        The truth [H, W] in [0, 1], and int8 [H, W]: 1 and 2 in the variants of a grain's twins, 0 elsewhere.
 
     Source: Section II.A, Fig. 1b; groove and twins are ours.
     """
     config = config or PairConfig()
     grey_key, step_key, twin_key = jax.random.split(key, 3)
     low, high = config.grey
-    n = int(grains.labels.max()) + 1
-    level = high - (high - low) * generator(grey_key).uniform(size=n) ** config.skew
-    twins, edge = twin_bands(grains.labels, fraction=config.twin_fraction, key=twin_key)
-    step = generator(step_key).uniform(0.3, 1.0, n) * max(high - low, 0.15)
-    other = np.where(level - step >= low, level - step, np.minimum(level + step, high))
-    grey = np.where(twins, other[grains.labels], level[grains.labels])
+    labels, n = grains.labels, int(grains.labels.max()) + 1
+    depth = annealing_twins(labels, fraction=config.twin_fraction, key=twin_key)
+    rank, rng = generator(grey_key).uniform(size=n), generator(step_key)
+    step = rng.choice([-1, 1], n) * (np.array([[1], [2]]) + rng.uniform(-0.25, 0.25, (2, n))) / 3
+    level = high - (high - low) * (np.stack([rank, *(rank + step)]) % 1) ** config.skew
+    share = np.clip(depth + 0.5, 0, 1)
+    grey = level[0][labels] + (share * (level[1:] - level[0])[:, labels]).sum(0)
     groove = np.clip((1 - grains.order) / (1 - ORDER_ON_BOUNDARY), 0, 1)
-    groove = np.maximum(groove, config.twin_groove * np.exp(-0.5 * (edge / 1.2) ** 2))
-    return (grey * (1 - config.groove_depth * groove)).astype(np.float32), twins
+    groove = np.maximum(groove, config.twin_groove * np.exp(-0.5 * (np.abs(depth).min(0) / 1.2) ** 2))
+    variants = np.where(depth[0] > 0, 1, np.where(depth[1] > 0, 2, 0)).astype(np.int8)
+    return (grey * (1 - config.groove_depth * groove)).astype(np.float32), variants
 
 
 def periodic_component(image: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
@@ -288,12 +376,14 @@ def make_pair(grown: Grains, reference: np.ndarray, *, config: PairConfig | None
         raise ValueError(f"reference must lie in [0, 1], got {reference.min():g} to {reference.max():g}")
     shade_key, defect_key = jax.random.split(key)
     boundaries = _boundaries(grown.labels)
-    clean, twins = shade(grown, config=config, key=shade_key)
+    clean, variants = shade(grown, config=config, key=shade_key)
+    twin_boundaries = _boundaries(variants) & ~boundaries
     defective, bits = add_defects(clean, boundaries, strengths=config.defects, key=defect_key)
     blended = fourier_blend(defective, reference, magnitude=config.magnitude)
     noisy = match_histogram(blended, reference) if config.match else np.clip(blended, 0, 1)
     return Pair(
-        grown.order, clean, defective, blended, noisy, reference, grown.labels, twins, boundaries, bits
+        grown.order, clean, defective, blended, noisy, reference,
+        grown.labels, variants > 0, boundaries, twin_boundaries, bits,
     )  # fmt: skip
 
 

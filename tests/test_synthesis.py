@@ -1,20 +1,25 @@
 """Fig. 1 step by step: what each panel must share with the one before it."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
-from mdn.phase_field import AllenCahn, grow
+from mdn import synthesis
+from mdn.phase_field import AllenCahn, grow, voronoi
 from mdn.synthesis import (
     STAND_INS,
     PairConfig,
+    annealing_twins,
     fourier_blend,
     make_pair,
     match_histogram,
     periodic_component,
     shade,
     stand_in,
-    twin_bands,
 )
 
 KEY = jax.random.key(3)
@@ -91,11 +96,158 @@ def test_histogram_is_the_references(grains, reference):
     np.testing.assert_allclose(np.percentile(matched, [10, 50, 90]), np.percentile(reference, [10, 50, 90]), atol=0.02)
 
 
-def test_twins_are_bands_within_their_grain(grains):
-    inside, edge = twin_bands(grains.labels, fraction=1.0, key=KEY)
-    assert 0.1 < inside.mean() < 0.7
-    assert not twin_bands(grains.labels, fraction=0.0, key=KEY)[0].any()
-    assert edge[inside].min() >= 0 and np.isfinite(edge[inside]).all()
+def diameters(labels):
+    return 2 * np.sqrt(np.bincount(labels.ravel()) / np.pi)
+
+
+def carriers(labels, depth):
+    return np.bincount(labels.ravel(), (depth > 0).any(0).ravel()) > 0
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.37, 1.0])
+def test_as_many_grains_carry_twins_as_stated(fraction):
+    labels = voronoi((96, 96), 100, key=KEY, relaxations=0)
+    able = diameters(labels) >= 8
+    assert 50 < able.sum() < 95
+    found = [carriers(labels, annealing_twins(labels, fraction=fraction, key=jax.random.key(k))) for k in range(30)]
+    assert not np.any(found & ~able)
+    counts, wanted = np.sum(found, axis=1), fraction * able.sum()
+    assert set(counts) <= {int(np.floor(wanted)), int(np.ceil(wanted))}
+    assert np.mean(counts) == pytest.approx(wanted, abs=0.3)
+
+
+def test_twins_go_on_across_the_border(grains):
+    shift = (41, 67)
+    depth = annealing_twins(grains.labels, fraction=1.0, key=KEY)
+    moved = annealing_twins(np.roll(grains.labels, shift, (0, 1)), fraction=1.0, key=KEY)
+    assert carriers(grains.labels, depth).all()
+    np.testing.assert_allclose(np.roll(depth, shift, (1, 2)), moved, atol=1e-3)
+
+
+def test_a_grain_round_the_torus_carries_none():
+    assert not (annealing_twins(np.zeros((64, 64), np.int32), fraction=1.0, key=KEY) > 0).any()
+
+
+def test_traces_are_those_of_two_111_planes():
+    (y, x), sine = synthesis._traces(500, np.random.default_rng(0))
+    assert (sine >= synthesis.FLATTEST).all() and sine.max() <= 1 + 1e-9
+    np.testing.assert_allclose(np.hypot(y, x), 1)
+    level, steep = sine.prod(0) * (y.prod(0) + x.prod(0)), np.sqrt(1 - np.minimum(sine, 1) ** 2).prod(0)
+    nearer = np.minimum(abs(abs(level + steep) - 1 / 3), abs(abs(level - steep) - 1 / 3))
+    assert nearer.max() < 1e-6  # {111} planes meet at an angle whose cosine is 1/3
+
+
+def test_a_lamella_on_a_flatter_plane_looks_thicker(grains, monkeypatch):
+    traces, share = synthesis._traces, []
+    for tilt in (1.0, 0.5):
+        monkeypatch.setattr(synthesis, "_traces", lambda n, rng, tilt=tilt: (traces(n, rng)[0], np.full((2, n), tilt)))
+        share.append((annealing_twins(grains.labels, fraction=1.0, key=KEY) > 0).mean())
+    assert share[1] > 1.2 * share[0]
+
+
+@pytest.fixture
+def known(monkeypatch):
+    """First variants where each crystal's cube axis is the section's normal and its {111} traces are known."""
+    turned = Rotation.from_euler("z", 20, degrees=True).as_quat()
+    all_alike = SimpleNamespace(from_quat=lambda quats: Rotation.from_quat(np.tile(turned, (len(quats), 1))))
+    monkeypatch.setattr(synthesis, "Rotation", all_alike)
+    labels = voronoi((160, 160), 12, key=KEY)
+    return labels, [annealing_twins(labels, fraction=1.0, key=jax.random.key(k))[0] for k in range(4)]
+
+
+def edge_points(labels, depth):
+    """Where the depth crosses 0 between two rows of one grain: (row, column) to a fraction of a pixel, and grains."""
+    crosses = (depth[:-1] * depth[1:] < 0) & (labels[:-1] == labels[1:])
+    row, column = np.nonzero(crosses)
+    row_exact = row + depth[row, column] / (depth[row, column] - depth[row + 1, column])
+    return np.stack([row_exact, column]), labels[row, column]
+
+
+def test_lamellae_are_straight_parallel_and_on_a_trace(known):
+    labels, depths = known
+    across = np.stack([np.cos(np.radians([65, -25])), np.sin(np.radians([65, -25]))], 1)
+    edges, tilts = 0, set()
+    for depth in depths:
+        points, owners = edge_points(labels, depth)
+        for grain in np.unique(owners):
+            mine = points[:, owners == grain]
+            where = [np.sort(normal @ mine) for normal in across]  # of one edge all are the same
+            alike = [np.mean(np.diff(w) < 0.01) for w in where]
+            plane = int(np.argmax(alike))
+            tilts.add(plane)
+            for w in np.split(where[plane], np.flatnonzero(np.diff(where[plane]) > 0.01) + 1):
+                if len(w) < 12:
+                    continue
+                edges += 1
+                line = mine[:, np.abs(across[plane] @ mine - w.mean()) < 0.01]
+                direction = np.linalg.svd(line - line.mean(1, keepdims=True))[0][:, 0]
+                assert abs(direction @ across[plane]) < np.sin(np.radians(0.2))
+    assert edges > 60 and tilts == {0, 1}
+
+
+def test_some_lamellae_end_bluntly_and_none_hangs_free(known):
+    labels, depths = known
+    inner = np.setdiff1d(labels, np.concatenate([labels[[0, -1]].ravel(), labels[:, [0, -1]].ravel()]))
+    ends = []
+    for depth in depths:
+        slope = np.stack(np.gradient(depth))
+        for grain in inner:
+            mine = labels == grain
+            heart = ndimage.binary_erosion(mine, np.ones((3, 3)), 2)
+            parts, n = ndimage.label(mine & (depth > 0))
+            reach = np.unique(parts[mine & ~ndimage.binary_erosion(mine)])
+            assert set(range(1, n + 1)) <= set(reach)
+            near = slope[:, heart & (np.abs(depth) < 0.5)]
+            if near.shape[1] > 10:
+                angle = np.degrees(np.arctan2(near[1], near[0]))
+                on_trace = [np.abs((angle - trace + 90) % 180 - 90) < 1 for trace in (65, -25)]
+                ends.append(min(on_trace[0].mean(), on_trace[1].mean()))
+                assert (on_trace[0] | on_trace[1]).mean() > 0.75  # the rest are corners
+    assert len(ends) > 10 and 0.15 < np.mean(np.array(ends) > 0.02) < 0.9
+
+
+def test_a_second_variant_ends_at_the_first_and_both_at_the_grain():
+    labels, both = voronoi((160, 160), 12, key=KEY), 0
+    for k in range(6):
+        depth = annealing_twins(labels, fraction=1.0, key=jax.random.key(k))
+        assert not (depth > 0).all(0).any()
+        for grain in np.unique(labels[depth[1] > 1]):
+            both += (depth[0][labels == grain] > 0).any()
+            touch = ndimage.binary_dilation(depth[1] > 0) & (depth[0] > -1) & (labels == grain)
+            assert touch.any() or depth[1][labels == grain].max() < 3
+    assert both > 4
+
+
+def test_a_variant_has_one_grey_and_grooves_lie_where_grey_changes(grains):
+    flat, groove = (PairConfig(groove_depth=d, twin_fraction=1.0, twin_groove=0.9) for d in (0.0, 0.6))
+    steps, variants = shade(grains, config=flat, key=KEY)
+    grooves = shade(grains, config=groove, key=KEY)[0] / steps
+    boundaries = synthesis._boundaries(grains.labels)
+    edges = synthesis._boundaries(variants) & ~boundaries
+    assert set(np.unique(variants)) == {0, 1, 2}
+    for grain in np.unique(grains.labels):
+        greys = {}
+        for variant in range(3):
+            inside = ndimage.binary_erosion((variants == variant) & (grains.labels == grain), np.ones((3, 3)), 2)
+            if inside.any():
+                greys[variant] = steps[inside].mean()
+                assert np.ptp(steps[inside]) < 1e-6
+        assert len(greys) < 2 or np.min(np.diff(sorted(greys.values()))) > 0.05
+    clear = (grains.order > 0.99) & (ndimage.distance_transform_edt(~boundaries) > 5)
+    clear[[*range(5), *range(-5, 0)]], clear[:, [*range(5), *range(-5, 0)]] = False, False  # distances end there
+    far = ndimage.distance_transform_edt(~edges)
+    assert grooves[clear & (far > 4)].min() > 0.95 and grooves[clear & edges].max() < 0.75
+
+
+def test_a_pair_tells_twin_boundaries_from_grain_boundaries(grains, reference):
+    pair = make_pair(grains, reference, config=PairConfig(twin_fraction=1.0), key=KEY)
+    assert pair.twins.dtype == bool and pair.twin_boundaries.dtype == bool
+    assert pair.twin_boundaries.any() and not (pair.twin_boundaries & pair.boundaries).any()
+    changes = synthesis._boundaries(pair.twins.astype(int)) & ~pair.boundaries
+    assert not (changes & ~pair.twin_boundaries).any()
+    bare = make_pair(grains, reference, config=PairConfig(twin_fraction=0.0), key=KEY)
+    assert not bare.twins.any() and not bare.twin_boundaries.any()
+    assert (bare.boundaries == pair.boundaries).all()
 
 
 @pytest.mark.parametrize("kind", STAND_INS)
@@ -125,6 +277,8 @@ def test_drawn_configurations_span_the_range():
         (lambda g, r: make_pair(g, r + 3, key=KEY), "reference"),
         (lambda g, r: fourier_blend(r, r, magnitude=1.5), "magnitude"),
         (lambda g, r: PairConfig(groove_depth=2.0), "groove_depth"),
+        (lambda g, r: annealing_twins(g.labels, fraction=1.1, key=KEY), "fraction"),
+        (lambda g, r: annealing_twins(g.labels, fraction=-0.1, key=KEY), "fraction"),
         (lambda g, r: PairConfig(grey=(0.9, 0.2)), "grey"),
         (lambda g, r: stand_in("marble", SHAPE, key=KEY), "kind"),
     ],
