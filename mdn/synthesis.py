@@ -168,31 +168,32 @@ def _lamellae(
     The cells lie grain by grain, `count` of each, at u across and v along the lamellae, whose thickness goes with
     `scale`. The first lamella of a grain `through` runs through it.
     """
-    first, shape = np.cumsum(count) - count, (LAMELLAE, len(count))
+    first, n = np.cumsum(count) - count, len(count)
     low, high = np.minimum.reduceat(u, first), np.maximum.reduceat(u, first)
-    begin = low + (high - low) * rng.uniform(0.1, 0.7, len(count))
-    thick, gap = np.maximum(scale * rng.lognormal(-2.0, 0.8, (2, *shape)), THINNEST)
-    start = begin + np.cumsum(thick + gap, axis=0) - thick - gap
-    start[np.arange(LAMELLAE)[:, None] >= rng.geometric(0.5, len(count))] = FAR
-    endless, core_endless = rng.uniform(size=(2, *shape)) < 0.6
-    endless[0] |= through
-    core = thick * rng.uniform(0.1, 0.4, shape)  # a lamella of the matrix within the twin
-    core_start = start + (thick - core) * rng.uniform(0.2, 0.8, shape)
-    core_start[(core < 2) | ~endless | (rng.uniform(size=shape) < 0.5)] = FAR
+    begin = start = low + (high - low) * rng.uniform(0.1, 0.7, n)
+    number, depth = rng.geometric(0.5, n), np.full(len(u), -FAR)
 
     def spread(a):
-        return np.repeat(a.astype(np.float32), count, axis=-1)
+        return np.repeat(a.astype(np.float32), count)
 
-    beside = FAR * (np.abs(u - spread(start + thick / 2)) > 1)
-    bottom, top = np.minimum.reduceat(v + beside, first, axis=1), np.maximum.reduceat(v - beside, first, axis=1)
-
-    def inside(start, thick, endless):
-        side = rng.choice([-1, 1], shape)
-        stop = bottom + (top - bottom) * rng.uniform(0.3, 0.75, shape)
-        stop = np.where(endless | (top < bottom), side * FAR, stop)
+    def inside(start, thick, blunt):
+        side, part = rng.choice([-1, 1], n), rng.uniform(0.3, 0.75, n)
+        stop = np.where(blunt & (bottom < top), bottom + (top - bottom) * part, side * FAR)
         return np.minimum(np.minimum(u - spread(start), spread(start + thick) - u), spread(side) * (spread(stop) - v))
 
-    return np.minimum(inside(start, thick, endless), -inside(core_start, core, core_endless)).max(0), begin
+    for lamella in range(LAMELLAE):
+        thick, gap = np.maximum(scale * rng.lognormal(-2.0, 0.8, (2, n)), THINNEST)
+        beside = FAR * (np.abs(u - spread(start + thick / 2)) > 1)
+        bottom, top = np.minimum.reduceat(v + beside, first), np.maximum.reduceat(v - beside, first)
+        blunt, core_blunt, cored = rng.uniform(size=(3, n)) < np.array([[0.4], [0.4], [0.5]])
+        blunt &= (thick < 0.3 * scale) & (~through | (lamella > 0))  # a blunt end is a short step
+        core = thick * rng.uniform(0.1, 0.4, n)  # a lamella of the matrix within the twin
+        core_start = start + (thick - core) * rng.uniform(0.2, 0.8, n)
+        core_start[blunt | ~cored | (core < 2)] = FAR
+        twin = inside(np.where(lamella < number, start, FAR), thick, blunt)
+        depth = np.maximum(depth, np.minimum(twin, -inside(core_start, core, core_blunt)))
+        start = start + thick + gap
+    return depth, begin
 
 
 def annealing_twins(labels: Int[np.ndarray, "h w"], *, fraction: float | int, key: Array) -> Float[np.ndarray, "2 h w"]:
