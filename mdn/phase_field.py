@@ -329,7 +329,7 @@ def step(
     return padded[:, 1:-1, 1:-1] + (params.dt if dt is None else dt) * rate
 
 
-def _energy(params: AllenCahn, eta, xp) -> Array | np.ndarray:
+def _energy(params: AllenCahn, eta, xp):
     p, squares = params, eta**2
     pairs = (squares.sum(0) ** 2 - (squares**2).sum(0)) / 2
     gradient = sum(((xp.roll(eta, -1, axis) - eta) / p.dx) ** 2 for axis in (1, 2)).sum(0)
@@ -355,7 +355,7 @@ def free_energy(params: AllenCahn, eta: Float[Array, "q h w"] | Float[np.ndarray
     return float(_energy(params, np.asarray(eta, np.float64), np))
 
 
-def _tessellate(shape: tuple[int, int], relaxations: int, seeds: np.ndarray) -> Int[np.ndarray, "h w"]:
+def _tessellate(shape: tuple[int, int], relaxations: int, seeds) -> Int[np.ndarray, "h w"]:
     size, seeds = np.array(shape, float), np.asarray(seeds) * np.array(shape, float)
     cells = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1).reshape(-1, 2) + 0.5
     for relaxation in range(relaxations + 1):
@@ -433,22 +433,35 @@ def colour_grains(labels: Int[np.ndarray, "h w"], gap: float) -> Int[np.ndarray,
     graph = nx.Graph(np.argwhere(near_grains(labels, gap)).tolist())
     graph.add_nodes_from(np.unique(labels).tolist())
     colours = np.full(int(labels.max()) + 1, -1)
-    for grain, colour in nx.greedy_color(graph, "saturation_largest_first").items():
+    for grain, colour in nx.greedy_color(graph, "smallest_last").items():
         colours[grain] = colour
     return colours
 
 
-def _recolour(colours, labels, gap: float, n_orders: int) -> Int[np.ndarray, " n"]:
+def _fitting_colours(labels, gap: float, n_orders: int | None) -> Int[np.ndarray, " n"]:
+    """Colours for so many order parameters, with like grains a little nearer if it must be."""
+    for closer in (1.0, 0.85, 0.7):
+        colours = colour_grains(labels, closer * gap)
+        if n_orders is None or colours.max() < n_orders:
+            return colours
+    raise ValueError(f"the grains need {colours.max() + 1} order parameters, and there are {n_orders}")
+
+
+def _mended_colours(colours, labels, gap: float, n_orders: int) -> Int[np.ndarray, " n"]:
     """Colours in which no two like grains are near each other, changed for as few grains as may be."""
-    near, colours = near_grains(labels, gap), colours.copy()
+    near, mended = near_grains(labels, gap), colours.copy()
     for grain in np.unique(labels):
-        taken = set(colours[near[grain]].tolist())
-        if colours[grain] in taken:
+        taken = set(mended[near[grain]].tolist())
+        if mended[grain] in taken:
             free = set(range(n_orders)) - taken
             if not free:
-                return colour_grains(labels, gap)
-            colours[grain] = min(free)
-    return colours
+                return _fitting_colours(labels, gap, n_orders)
+            mended[grain] = min(free)
+    return mended
+
+
+def _enough_orders(colours: np.ndarray) -> int:
+    return 4 * math.ceil((colours.max() + 1) / 4)  # few distinct numbers, so few compilations
 
 
 def _owners(labels: np.ndarray, colours: np.ndarray, order: int, reach: int) -> Int[np.ndarray, "h w"]:
@@ -464,42 +477,38 @@ def _owners(labels: np.ndarray, colours: np.ndarray, order: int, reach: int) -> 
 def _start(gap: float, n_orders: int | None, labels, dtype) -> tuple[np.ndarray, np.ndarray]:
     """Fields and owners of the sharp start: each grain's field is 1 inside it and 0 outside."""
     labels = np.asarray(labels)
-    colours = _fitting(labels, gap, n_orders)
-    n_orders = n_orders or 4 * math.ceil((colours.max() + 1) / 4)  # few distinct numbers, so few compilations
-    orders = np.arange(n_orders)[:, None, None]
-    owners = np.stack([_owners(labels, colours, order, math.ceil(gap)) for order in range(n_orders)])
-    return (colours[labels] == orders).astype(dtype), owners
+    colours = _fitting_colours(labels, gap, n_orders)
+    orders = range(n_orders or _enough_orders(colours))
+    owners = np.stack([_owners(labels, colours, order, math.ceil(gap)) for order in orders])
+    return np.stack([colours[labels] == order for order in orders]).astype(dtype), owners
 
 
-def _fitting(labels, gap, n_orders):
-    for closer in (1.0, 0.85, 0.7):
-        colours = colour_grains(labels, closer * gap)
-        if n_orders is None or colours.max() < n_orders:
-            return colours
-    raise ValueError(f"the grains need {colours.max() + 1} order parameters, and there are {n_orders}")
+def _recoloured(gap: float, shrink: bool, eta, owners, near) -> tuple[np.ndarray, np.ndarray]:
+    """Fields and owners under new colours, if they are due: a grain takes its part of its field along.
 
-
-def _recoloured(gap: float, eta, owners, near) -> tuple[np.ndarray, np.ndarray]:
-    """Fields and owners under new colours, if they are due: a grain takes its part of its field along."""
+    With `shrink`, on fewer order parameters as soon as fewer are enough.
+    """
     eta, owners = np.asarray(eta), np.asarray(owners)
     if not np.any(near):
         return eta, owners
     order = _finite(eta).argmax(0)
     labels = np.take_along_axis(owners, order[None], 0)[0]
-    old = np.full(int(labels.max()) + 1, -1)
+    old = np.full(int(owners.max()) + 1, -1)
     old[labels] = order
-    new = _recolour(old, labels, gap, len(eta))
-    if new.max() >= len(eta):
-        new = _fitting(labels, gap, len(eta))
-    fields, domains, moved = eta.copy(), owners.copy(), np.flatnonzero(new != old)
-    for grain in moved:
-        fields[old[grain]][owners[old[grain]] == grain] = 0
-    for grain in moved:
-        own = owners[old[grain]] == grain
-        fields[new[grain]][own] += eta[old[grain]][own]
-    for changed in {*np.flatnonzero(near).tolist(), *old[moved].tolist(), *new[moved].tolist()}:
-        domains[changed] = _owners(labels, new, changed, math.ceil(gap))
-    return fields, domains
+    live, n_orders = int(labels.max()) + 1, len(eta)
+    new = old.copy()
+    new[:live] = _mended_colours(old[:live], labels, gap, n_orders)
+    if shrink and n_orders > 4 and _enough_orders(fresh := colour_grains(labels, gap)) < n_orders:
+        n_orders, new[:live] = _enough_orders(fresh), fresh
+    fields, domains, changed = np.zeros_like(eta), owners.copy(), set(np.flatnonzero(near).tolist())
+    for field, owner, order in zip(eta, owners, range(len(eta)), strict=True):
+        to = np.where(owner < 0, -1, new[owner])
+        to = np.where(to < 0, order, to).ravel()  # what is left of a vanished grain stays where it is
+        fields.reshape(len(eta), -1)[to, np.arange(to.size)] += field.ravel()
+        changed |= {order, *np.unique(to).tolist()} if (to != order).any() else set()
+    for order in changed:
+        domains[order] = _owners(labels, new[:live], order, math.ceil(gap))
+    return fields[:n_orders], domains[:n_orders]
 
 
 def _finite(field) -> np.ndarray:
@@ -533,10 +542,10 @@ def _grow(params, gap, state, count, tau, pull):
         eta, near = _advance_and_look(params, eta, seams, tau, pull)
         if traced:
             shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (eta, owners))
-            recolour = partial(_recoloured, gap)
+            recolour = partial(_recoloured, gap, False)
             eta, owners = jax.pure_callback(recolour, shapes, eta, owners, near, vmap_method="sequential")
         elif np.any(near):
-            eta, owners = map(jnp.asarray, _recoloured(gap, eta, owners, near))
+            eta, owners = map(jnp.asarray, _recoloured(gap, True, eta, owners, near))
         else:
             return eta, owners, seams
         return eta, owners, _seams(owners)
