@@ -505,6 +505,36 @@ def plot_grain_sizes(areas: dict) -> Figure:
 
 
 @_styled
+def plot_grain_shapes(sizes: dict, sides: dict, curvatures: dict) -> Figure:
+    """How grains look, whatever their size: R / <R>, sides, and curvature times <R>; arrays by the structure's name.
+
+    Three structures at most, the third filled, as what the others are held against. What lies beyond an axis
+    counts in its last bin.
+    """
+    fig = NotebookFigure(figsize=(WIDTH, 3.2), layout="constrained")
+    axes = fig.subplots(1, 3)
+    panels = (
+        (sizes, np.arange(0, 3.41, 0.2), "Grain size", "R / ⟨R⟩", "probability density"),
+        (sides, np.arange(0.5, 14), "Sides of a grain", "sides", "share of the grains"),
+        (curvatures, np.arange(-2.7, 2.71, 0.2), "Curvature of its boundaries", "κ⟨R⟩", "probability density"),
+    )
+    looks = (
+        {"histtype": "step", "color": BLUE, "ls": "--", "zorder": 3},
+        {"histtype": "step", "color": RED, "zorder": 4},
+        {"histtype": "stepfilled", "facecolor": "#D5D5D5", "edgecolor": "#888888", "zorder": 2},
+    )
+    for ax, (values, bins, title, name, density) in zip(axes, panels, strict=True):
+        for (structure, one), look in zip(values.items(), looks, strict=False):
+            ax.hist(np.clip(one, bins[0], bins[-1]), bins, density=True, lw=1.8, label=structure, **look)
+        pad = (bins[-1] - bins[0]) / 60
+        ax.set(title=title, xlabel=name, ylabel=density, xlim=(bins[0] - pad, bins[-1] + pad))
+    axes[1].set_xticks(range(1, 14, 2), [*range(1, 12, 2), "13+"])
+    axes[2].axvline(0, color=INK, lw=0.8, ls=":", zorder=5)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return fig
+
+
+@_styled
 def plot_swipe(before, after, position: float | int) -> Figure:
     """Two pictures as one: `before` left of `position` (0 to 1 across the width), `after` right of it."""
     before, after = _unit(before, "before"), _unit(after, "after")

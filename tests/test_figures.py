@@ -25,6 +25,10 @@ TABLE = {"columns": ["method", "PSNR", "SSIM"], "rows": [["noisy", 14.0, 0.3], [
 MAPS = SimpleNamespace(
     image=IMAGE, spatial=RNG.random((3, 24, 32)), overall=IMAGE, channel_weights=RNG.random((3, 8)).astype(np.float32)
 )
+SHAPES = [
+    dict(zip(("start", "grown", "steel"), (middle + width * RNG.standard_normal((3, 50))), strict=True))
+    for middle, width in ((1, 0.3), (6, 2), (0, 3))
+]
 IMAGE_40 = RNG.random((40, 40), np.float32)
 RGB = (255 * RNG.random((24, 32, 3))).astype(np.uint8)
 ROW = {"name": "iron", "before": IMAGE, "after": IMAGE / 2, "um_per_px": 0.5}
@@ -74,6 +78,13 @@ DRAWN = {  # name: (how to draw it, number of images on it, words that have to b
     "attention of a block": (lambda: figures.plot_attention(MAPS, block=1), 7, ["block 2"]),
     "uncertainty": (lambda: figures.plot_uncertainty(IMAGE, IMAGE, IMAGE), 3, ["uncertainty", "std"]),
     "grain sizes": (lambda: figures.plot_grain_sizes({"before": np.arange(1, 9)}), 0, ["before, 8 grains", "R / "]),
+    "grain shapes": (
+        lambda: figures.plot_grain_shapes(*SHAPES), 0,
+        ["start", "grown", "steel", "R / ⟨R⟩", "sides", "13+", "κ⟨R⟩", "probability density"],
+    ),
+    "grain shapes of two": (
+        lambda: figures.plot_grain_shapes(*({n: s[n] for n in ("start", "grown")} for s in SHAPES)), 0, ["grown"],
+    ),
     "swipe": (lambda: figures.plot_swipe(IMAGE, IMAGE, 0.3), 1, ["before", "after"]),
     "architecture": (lambda: figures.plot_architecture(network(width=8, blocks=2)), 0, ["(a)", "(b)", "(c)"]),
 }  # fmt: skip
@@ -108,6 +119,15 @@ def test_a_figure_goes_where_it_is_told(plot):
     fig = Figure()
     ax = fig.subplots()
     assert plot(IMAGE, ax=ax) is fig and ax.images
+
+
+def test_nothing_is_left_out_of_the_grain_shapes():
+    for ax in figures.plot_grain_shapes(*SHAPES).axes:
+        assert len(ax.patches) == 3 and [patch.get_fill() for patch in ax.patches] == [False, False, True]
+    far = {"start": np.array([-9.0, 0.0, 9.0])}  # the ends of the axis stand for what lies beyond
+    steps = figures.plot_grain_shapes(far, far, far).axes[2].patches[0].get_xy()
+    low, middle, high = (steps[abs(steps[:, 0] - x) < 0.15, 1].max() for x in (-2.6, 0, 2.6))
+    assert low == middle == high > 1
 
 
 def test_grey_limits_are_fixed():
