@@ -369,11 +369,23 @@ def update_readme(run: Run, root: Path) -> None:
     results = read_json(root / "benchmarks" / "results" / "shipped_weights.json")
     if results:
         kept = [i for i, c in enumerate(results["columns"]) if c not in ("pairs", "n", "threshold")]
-        lines = [[results["columns"][i] for i in kept], ["---"] * len(kept)]
-        lines += [[row[i] for i in kept] for row in results["rows"] if row[0] == "all"]
-        cells = [[f"{v:.2f}" if isinstance(v, float) else str(v) for v in line] for line in lines]
-        text = between(text, "results", ["| " + " | ".join(line) + " |" for line in cells])
+        rows = [[row[i] for i in kept] for row in results["rows"] if row[0] == "all"]
+        text = between(text, "results", markdown_table([results["columns"][i] for i in kept], rows))
+    solver = read_json(root / "benchmarks" / "results" / "phase_field.json")
+    if "accuracy" in solver:
+        text = between(text, "solver", markdown_table(solver["accuracy"]["columns"], solver["accuracy"]["rows"]))
     write_atomically(readme, text)
+
+
+def markdown_table(columns: list[str], rows: list[list]) -> list[str]:
+    """Lines of a table: two decimals, or three digits where these would say nothing; a gap where there is no number."""
+    def cell(value):
+        if isinstance(value, float):
+            return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}"
+        return "" if value is None else str(value)
+
+    lines = [columns, ["---"] * len(columns), *([cell(value) for value in row] for row in rows)]
+    return ["| " + " | ".join(line) + " |" for line in lines]
 
 
 def between(text: str, name: str, lines: list[str]) -> str:
