@@ -31,10 +31,9 @@ from jaxtyping import Array, Bool, Float, Int
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-COLOUR_GAP = 18.0  # grains of one colour start this many sqrt(kappa) apart: both tails are then under 1e-4
-TAIL = 1e-2  # ... and are coloured anew when their tails meet at this height, some 10 sqrt(kappa) apart
+COLOUR_GAP = 18.0  # grains of one colour start this many tail lengths apart: both tails are then under 1e-4
+TAIL = 1e-2  # ... and are coloured anew when their tails meet at this height, some 10 tail lengths apart
 START = 4.0  # time, in 1/(L alpha), that the sharp start is given to relax in Euler steps
-TRACED_ORDERS = 12  # order parameters where the grains cannot be seen beforehand, as under jax.vmap
 STAGES = (1, 4, 6, 8, 10, 12)
 STRIP = 2**16  # cells of a strip: its fields stay in a core's cache over all stages of a superstep
 
@@ -46,7 +45,8 @@ class AllenCahn:
     Args:
         shape: cells (H, W) of the periodic domain.
         alpha, beta, gamma: coefficients of the local free energy density, dimensionless.
-        kappa: gradient energy coefficient, in dx^2 alpha; the 10-90 % interface width is 3.8 sqrt(kappa).
+            Grains exist where gamma > beta/2.
+        kappa: gradient energy coefficient; the 10-90 % interface width is 3.8 sqrt(kappa/alpha) at gamma = beta.
         mobility: the kinetic coefficient L.
         dx: grid spacing.
         dt: step of explicit Euler; by default 80 % of `max_dt`.
@@ -54,7 +54,8 @@ class AllenCahn:
             Euler. By default the number that covers most time a stage, 6 at kappa = 2.
 
     Raises:
-        ValueError: for a shape or coefficient that is not positive, a dt at or above `max_dt`, or other stages.
+        ValueError: for a shape or coefficient that is not positive, a gamma at or below beta/2, a dt at or above
+            `max_dt`, or other stages.
 
     Source: Appendix A of the paper.
     """
@@ -78,6 +79,8 @@ class AllenCahn:
             value = getattr(self, name)
             if not (isinstance(value, Real) and math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be a positive and finite number, got {value!r}")
+        if self.gamma <= self.beta / 2:
+            raise ValueError(f"gamma must exceed beta/2 = {self.beta / 2:g}, else grains mix, got {self.gamma!r}")
         if self.dt is None:
             object.__setattr__(self, "dt", 0.8 * self.max_dt)
         elif not (isinstance(self.dt, Real) and 0 < self.dt < self.max_dt):
@@ -89,12 +92,13 @@ class AllenCahn:
 
     @property
     def max_dt(self) -> float:
-        """Explicit Euler is stable below dt = 2 / (L [max(2 alpha, 2 gamma - alpha) + 8 kappa / dx^2])."""
+        """Explicit Euler is stable below 2 / (L [max(2 alpha, 2 gamma - alpha) + 8 kappa / dx^2]), at alpha = beta."""
         return 2 / (self._reaction + 8 * self.mobility * self.kappa / self.dx**2)
 
     @property
     def _reaction(self) -> float:
-        return self.mobility * max(2 * self.alpha, 2 * self.gamma - self.alpha)
+        a, b = self.alpha, self.beta  # inside a grain, of the others there, and of the start at 1
+        return self.mobility * max(2 * a, 2 * self.gamma * a / b - a, 3 * b - a)
 
     @property
     def superstep(self) -> float:
@@ -113,8 +117,14 @@ class AllenCahn:
 
     @property
     def interface_width(self) -> float:
-        """10-90 % width of a flat boundary at gamma = 1: 3.8 sqrt(kappa)."""
-        return 3.8 * math.sqrt(self.kappa)
+        """10-90 % width of a flat boundary at gamma = beta: 3.8 sqrt(kappa/alpha)."""
+        return 3.8 * math.sqrt(self.kappa / self.alpha)
+
+    @property
+    def _colour_gap(self) -> float:
+        """How far apart, in cells, two grains of one colour are laid; tails fall by e in a tail length."""
+        tail = math.sqrt(self.kappa / self.alpha / min(2 * self.gamma / self.beta - 1, 1))
+        return COLOUR_GAP * tail / self.dx
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["labels", "order", "time", "energy"], meta_fields=[])
@@ -204,7 +214,7 @@ def _plan(params: AllenCahn, span: float, stages: int) -> tuple[int, np.ndarray,
         twice = max(12 // stages, 1)
         tau, pull, _ = _stable_pairs(stages)
         tau, pull, longest = np.tile(tau, twice) / twice, np.tile(pull, twice), twice * params.superstep
-    count = math.ceil(span / longest - 1e-9)
+    count = max(1, math.ceil(span / longest - 1e-9))
     return count, tau * span / count, pull
 
 
@@ -283,7 +293,7 @@ def evolve(
         params: coefficients and grid.
         eta: Q order parameters of [H, W] at time `start`.
         time: how long, in 1/(L alpha).
-        start: when; before 4 the steps are Euler's, since fields may start sharp.
+        start: when; up to 4/(L alpha) the steps are Euler's, since fields may start sharp.
         source: of a time, the Q fields that are added to the right-hand side of A4.
 
     Raises:
@@ -292,16 +302,17 @@ def evolve(
 
     Source: Eq. A4.
     """
-    if not (math.isfinite(time) and time >= 0):
-        raise ValueError(f"time must be finite and not negative, got {time!r}")
-    if eta.shape[1:] != params.shape:
-        raise ValueError(f"eta must be fields of {params.shape} cells, got {eta.shape}")
-    unit, eta = 1 / (params.mobility * params.alpha), jnp.asarray(eta)
+    for name, value in (("time", time), ("start", start)):
+        if not (isinstance(value, Real) and math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} must be finite and not negative, got {value!r}")
+    if np.ndim(eta) != 3 or not len(eta) or np.shape(eta)[1:] != params.shape:
+        raise ValueError(f"eta must be one or more fields of {params.shape} cells, got {np.shape(eta)}")
+    unit, eta = 1 / (params.mobility * params.alpha), jnp.asarray(eta, jnp.result_type(float))
     now, end = start * unit, (start + time) * unit
     for stages, until in ((1, min(end, START * unit)), (params.stages, end)):
         if until > now:
             eta, now = _advance(params, eta, *_plan(params, until - now, stages), now, source), until
-    return eta if _traced(eta) else jnp.asarray(_finite(eta))
+    return _finite(eta)
 
 
 def step(
@@ -438,30 +449,32 @@ def colour_grains(labels: Int[np.ndarray, "h w"], gap: float) -> Int[np.ndarray,
     return colours
 
 
-def _fitting_colours(labels, gap: float, n_orders: int | None) -> Int[np.ndarray, " n"]:
+def _fitting_colours(labels, gap: float, n_orders: int) -> Int[np.ndarray, " n"]:
     """Colours for so many order parameters, with like grains a little nearer if it must be."""
     for closer in (1.0, 0.85, 0.7):
         colours = colour_grains(labels, closer * gap)
-        if n_orders is None or colours.max() < n_orders:
+        if colours.max() < n_orders:
             return colours
-    raise ValueError(f"the grains need {colours.max() + 1} order parameters, and there are {n_orders}")
+    raise ValueError(
+        f"n_grains must be fewer under jax.vmap or jax.jit: they need more than {n_orders} order parameters"
+    )
 
 
-def _mended_colours(colours, labels, gap: float, n_orders: int) -> Int[np.ndarray, " n"]:
-    """Colours in which no two like grains are near each other, changed for as few grains as may be."""
+def _mended_colours(colours, labels, gap: float, n_orders: int) -> Int[np.ndarray, " n"] | None:
+    """Colours in which no two like grains are near each other, changed for few grains; None if none fit."""
     near, mended = near_grains(labels, gap), colours.copy()
     for grain in np.unique(labels):
         taken = set(mended[near[grain]].tolist())
         if mended[grain] in taken:
             free = set(range(n_orders)) - taken
             if not free:
-                return _fitting_colours(labels, gap, n_orders)
+                return None
             mended[grain] = min(free)
     return mended
 
 
-def _enough_orders(colours: np.ndarray) -> int:
-    return 4 * math.ceil((colours.max() + 1) / 4)  # few distinct numbers, so few compilations
+def _enough_orders(n_colours: int | float | np.integer) -> int:
+    return 4 * math.ceil(n_colours / 4)  # few distinct numbers, so few compilations
 
 
 def _owners(labels: np.ndarray, colours: np.ndarray, order: int, reach: int) -> Int[np.ndarray, "h w"]:
@@ -477,49 +490,74 @@ def _owners(labels: np.ndarray, colours: np.ndarray, order: int, reach: int) -> 
 def _start(gap: float, n_orders: int | None, labels, dtype) -> tuple[np.ndarray, np.ndarray]:
     """Fields and owners of the sharp start: each grain's field is 1 inside it and 0 outside."""
     labels = np.asarray(labels)
-    colours = _fitting_colours(labels, gap, n_orders)
-    orders = range(n_orders or _enough_orders(colours))
+    colours = colour_grains(labels, gap) if n_orders is None else _fitting_colours(labels, gap, n_orders)
+    orders = range(n_orders or _enough_orders(colours.max() + 1))
     owners = np.stack([_owners(labels, colours, order, math.ceil(gap)) for order in orders])
     return np.stack([colours[labels] == order for order in orders]).astype(dtype), owners
 
 
-def _recoloured(gap: float, shrink: bool, eta, owners, near) -> tuple[np.ndarray, np.ndarray]:
+def _present(eta: np.ndarray, owners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Labels, and each grain's order parameter (-1 for none), of all grains that have more than a tail left.
+
+    A grain that is about to vanish wins no cell: it is given its highest one.
+    """
+    order = eta.argmax(0)
+    labels, colours = np.take_along_axis(owners, order[None], 0)[0], np.full(int(owners.max()) + 1, -1)
+    colours[labels] = order
+    for q, (field, owner) in enumerate(zip(eta, owners, strict=True)):
+        owned = np.bincount(owner.ravel() + 1, minlength=len(colours) + 1)[1:] > 0
+        for grain in np.flatnonzero(owned & (colours < 0)):
+            peak = np.unravel_index(np.where(owner == grain, field, -1).argmax(), owner.shape)
+            if field[peak] > TAIL:
+                labels[peak], colours[grain] = grain, q
+    return labels, colours
+
+
+def _recoloured(gap: float, fixed: bool, eta, owners, near) -> tuple[np.ndarray, np.ndarray]:
     """Fields and owners under new colours, if they are due: a grain takes its part of its field along.
 
-    With `shrink`, on fewer order parameters as soon as fewer are enough.
+    Unless their number is `fixed`, on as many order parameters as are enough.
     """
     eta, owners = np.asarray(eta), np.asarray(owners)
     if not np.any(near):
         return eta, owners
-    order = _finite(eta).argmax(0)
-    labels = np.take_along_axis(owners, order[None], 0)[0]
-    old = np.full(int(owners.max()) + 1, -1)
-    old[labels] = order
+    labels, old = _present(_finite(eta), owners)
     live, n_orders = int(labels.max()) + 1, len(eta)
-    new = old.copy()
-    new[:live] = _mended_colours(old[:live], labels, gap, n_orders)
-    if shrink and n_orders > 4 and _enough_orders(fresh := colour_grains(labels, gap)) < n_orders:
-        n_orders, new[:live] = _enough_orders(fresh), fresh
-    fields, domains, changed = np.zeros_like(eta), owners.copy(), set(np.flatnonzero(near).tolist())
-    for field, owner, order in zip(eta, owners, range(len(eta)), strict=True):
-        to = np.where(owner < 0, -1, new[owner])
+    new = _mended_colours(old[:live], labels, gap, n_orders)
+    if fixed:
+        new = _fitting_colours(labels, gap, n_orders) if new is None else new
+    elif new is None or n_orders > 4:
+        fresh = colour_grains(labels, gap)
+        if new is None or _enough_orders(fresh.max() + 1) < n_orders:
+            new, n_orders = fresh, _enough_orders(fresh.max() + 1)
+    fields, domains = (
+        np.full((max(n_orders, len(eta)), *labels.shape), fill, x.dtype) for fill, x in ((0, eta), (-1, owners))
+    )
+    domains[: len(eta)] = owners
+    changed = {*np.flatnonzero(near).tolist()}
+    colour_of = np.append(np.pad(new, (0, len(old) - live), constant_values=-1), -1)  # the last for owner -1
+    for order, (field, owner) in enumerate(zip(eta, owners, strict=True)):
+        to = colour_of[owner]
         to = np.where(to < 0, order, to).ravel()  # what is left of a vanished grain stays where it is
-        fields.reshape(len(eta), -1)[to, np.arange(to.size)] += field.ravel()
+        fields.reshape(len(fields), -1)[to, np.arange(to.size)] += field.ravel()
         changed |= {order, *np.unique(to).tolist()} if (to != order).any() else set()
     for order in changed:
-        domains[order] = _owners(labels, new[:live], order, math.ceil(gap))
+        domains[order] = _owners(labels, new, order, math.ceil(gap))
     return fields[:n_orders], domains[:n_orders]
 
 
-def _finite(field) -> np.ndarray:
-    field = np.asarray(field)
-    if not np.isfinite(field).all():
+def _finite(fields):
+    """The arrays, if all of them are finite; under tracing, each depends on the check of all."""
+    if _traced(fields):
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), fields)
+        return jax.pure_callback(_finite, shapes, fields, vmap_method="sequential")
+    if not all(np.isfinite(field).all() for field in jax.tree.leaves(fields)):
         raise ValueError("the fields are no longer finite: was dt too large?")
-    return field
+    return fields
 
 
-def _traced(x) -> bool:
-    return isinstance(x, jax.core.Tracer)
+def _traced(arrays) -> bool:
+    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(arrays))
 
 
 @jax.jit
@@ -542,10 +580,10 @@ def _grow(params, gap, state, count, tau, pull):
         eta, near = _advance_and_look(params, eta, seams, tau, pull)
         if traced:
             shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (eta, owners))
-            recolour = partial(_recoloured, gap, False)
+            recolour = partial(_recoloured, gap, True)
             eta, owners = jax.pure_callback(recolour, shapes, eta, owners, near, vmap_method="sequential")
         elif np.any(near):
-            eta, owners = map(jnp.asarray, _recoloured(gap, True, eta, owners, near))
+            eta, owners = map(jnp.asarray, _recoloured(gap, False, eta, owners, near))
         else:
             return eta, owners, seams
         return eta, owners, _seams(owners)
@@ -562,12 +600,12 @@ def coarsen(params: AllenCahn, *, n_grains: int, times: Sequence[float | int], k
 
     Grains are coloured onto few order parameters and coloured anew, between jitted supersteps, whenever two
     grains of one colour have come near each other. Under `jax.vmap` or `jax.jit` the colouring is a callback
-    to the host after every superstep, and 12 order parameters have to do.
+    to the host after every superstep, on a number of order parameters that is set by the size of the grains.
 
     Args:
         params: coefficients and grid.
-        n_grains: grains at the start; each needs at least one squared interface width of cells.
-        times: increasing, in 1/(L alpha), whatever the integrator's steps; 0 is the start.
+        n_grains: grains at the start, each at least two interface widths across: below that it has no inside.
+        times: not decreasing, in 1/(L alpha), whatever the integrator's steps; 0 is the start.
         key: a `jax.random.key`.
 
     Returns:
@@ -581,12 +619,13 @@ def coarsen(params: AllenCahn, *, n_grains: int, times: Sequence[float | int], k
     """
     _check(params, n_grains, times, key)
     unit = 1 / (params.mobility * params.alpha)
-    gap, dtype = COLOUR_GAP * math.sqrt(params.kappa) / params.dx, jnp.result_type(float)
+    gap, dtype = params._colour_gap, jnp.result_type(float)
     labels = voronoi(params.shape, n_grains, key=key)
     if _traced(labels):
-        shape = (TRACED_ORDERS, *params.shape)
+        n_orders = _enough_orders(7 + 4 * gap**2 * n_grains / math.prod(params.shape))  # with room to spare
+        shape = (n_orders, *params.shape)
         shapes = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct(shape, jnp.int32)
-        start = partial(_start, gap, TRACED_ORDERS, dtype=dtype)
+        start = partial(_start, gap, n_orders, dtype=dtype)
         eta, owners = jax.pure_callback(start, shapes, labels, vmap_method="sequential")
     else:
         eta, owners = map(jnp.asarray, _start(gap, None, labels, dtype))
@@ -597,13 +636,12 @@ def coarsen(params: AllenCahn, *, n_grains: int, times: Sequence[float | int], k
                 state, now = _grow(params, gap, state, *_plan(params, until - now, stages)), until
         labels, order = _look(*state[:2])
         if _traced(labels):
-            order = jax.pure_callback(
-                _finite, jax.ShapeDtypeStruct(order.shape, dtype), order, vmap_method="sequential"
-            )
-            structures.append(Grains(labels, order, jnp.asarray(target, dtype), _energy(params, state[0], jnp)))
+            energy = _energy(params, state[0], jnp)
+            labels, order, energy = _finite((labels, order, energy))
+            structures.append(Grains(labels, order, jnp.asarray(target, dtype), energy))
         else:
-            energy = free_energy(params, state[0])
-            structures.append(Grains(np.asarray(labels), _finite(order), float(target), energy))
+            energy = free_energy(params, _finite(state[0]))
+            structures.append(Grains(np.asarray(labels), np.asarray(order), float(target), energy))
     return structures
 
 
@@ -628,15 +666,16 @@ def grow(params: AllenCahn, *, n_grains: int, time: float | int, key: Array) -> 
 
 
 def _check(params, n_grains, times, key) -> None:
-    limit = int(np.prod(params.shape) // (params.interface_width / params.dx) ** 2)
+    width = max(params.interface_width / params.dx, 2)
+    limit = max(1, int(math.prod(params.shape) / (2 * width) ** 2))
     if not isinstance(n_grains, Integral) or not 1 <= n_grains <= limit:
         raise ValueError(
-            f"n_grains must be an integer from 1 to {limit} on {params.shape} cells "
-            f"(one squared interface width of {params.interface_width:.3g} a grain), got {n_grains!r}"
+            f"n_grains must be an integer from 1 to {limit} on {params.shape} cells: a grain of less than two "
+            f"interface widths of {width:.3g} cells across has no inside, got {n_grains!r}"
         )
     good = all(isinstance(t, Real) and math.isfinite(t) and t >= 0 for t in times)
     if not len(times) or not good or list(times) != sorted(times):
-        raise ValueError(f"time must be finite, not negative and increasing, got {list(times)!r}")
+        raise ValueError(f"time must be finite, not negative and not decreasing, got {list(times)!r}")
     check_key(key)
 
 

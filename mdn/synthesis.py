@@ -219,8 +219,13 @@ def annealing_twins(labels: Int[np.ndarray, "h w"], *, fraction: float | int, ke
     Source: S. Mahajan et al., Formation of annealing twins in f.c.c. crystals, Acta Mater. 45 (1997) 2633. How many
     and how thick is ours, after micrographs of alpha brass.
     """
-    if not 0 <= fraction <= 1:
+    if not (isinstance(fraction, Real) and 0 <= fraction <= 1):
         raise ValueError(f"fraction must lie in [0, 1], got {fraction!r}")
+    labels = np.asarray(labels)
+    if labels.ndim != 2 or not labels.size or labels.dtype.kind not in "iu" or labels.min() < 0:
+        raise ValueError(f"labels must be integers [H, W] from 0 on, got {labels.dtype} {labels.shape}")
+    check_key(key)
+    labels = labels.astype(np.int64)
     rng, area = generator(key), np.bincount(labels.ravel())
     offset, whole = _from_centres(labels)
     able = np.flatnonzero(whole & (2 * np.sqrt(area / np.pi) >= SMALLEST))

@@ -170,6 +170,17 @@ def test_few_colours_agree_with_one_order_parameter_a_grain():
     assert (np.asarray(oracle.argmax(0)) != coloured.labels).mean() < 1e-3
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_recolouring_loses_nothing(seed):
+    """Small grains, a dozen recolourings, most grains gone: each look against the oracle."""
+    params, key, now = AllenCahn(shape=(96, 96)), jax.random.key(seed), 0.0
+    oracle = sharp(voronoi((96, 96), 40, key=key))
+    for grains in coarsen(params, n_grains=40, times=[60.0, 120.0, 200.0, 350.0], key=key):
+        oracle, now = evolve(params, oracle, time=grains.time - now, start=now), grains.time
+        assert (np.asarray(oracle.argmax(0)) != grains.labels).mean() < 1e-3, now
+    assert grains.n_grains <= 12
+
+
 def merges(grains):
     """Pairs of neighbouring grains without a boundary between them: one order parameter fills them both."""
     count = {}
@@ -183,9 +194,9 @@ def merges(grains):
 
 def test_no_coalescence_down_to_a_tenth_of_the_grains():
     params, times = AllenCahn(shape=(160, 160)), [30.0, 60.0, 120.0, 240.0, 480.0, 800.0, 1400.0]
-    structures = coarsen(params, n_grains=240, times=times, key=KEY)
+    structures = coarsen(params, n_grains=220, times=times, key=KEY)
     assert [merges(grains) for grains in structures] == [0] * len(times)
-    assert structures[-1].n_grains <= 24
+    assert structures[-1].n_grains <= 22
 
 
 def test_a_merge_would_be_seen(monkeypatch):
@@ -193,7 +204,8 @@ def test_a_merge_would_be_seen(monkeypatch):
     rng = np.random.default_rng(0)
     monkeypatch.setattr(phase_field, "colour_grains", lambda labels, gap: rng.integers(0, 8, labels.max() + 1))
     monkeypatch.setattr(phase_field, "TAIL", 2.0)
-    structures = coarsen(AllenCahn(shape=(96, 96)), n_grains=60, times=[30.0, 60.0], key=KEY)
+    shape = (100, 100)  # of its own: TAIL is compiled in
+    structures = coarsen(AllenCahn(shape=shape), n_grains=60, times=[30.0, 60.0], key=KEY)
     assert min(merges(grains) for grains in structures) >= 3
 
 
@@ -214,6 +226,18 @@ def test_grow_under_vmap_and_jit():
         alone = grow(params, n_grains=10, time=80.0, key=key)
         assert (np.asarray(batch.labels[i]) == alone.labels).mean() > 0.999
         assert float(batch.energy[i]) == pytest.approx(alone.energy, rel=1e-4)
+
+
+def test_units():
+    """alpha = beta = gamma and kappa scaled together change the unit of time alone; mobility likewise."""
+    plain = grow(AllenCahn(shape=(64, 64)), n_grains=12, time=60.0, key=KEY)
+    for scaled in (
+        AllenCahn(shape=(64, 64), alpha=3, beta=3, gamma=3, kappa=6),
+        AllenCahn(shape=(64, 64), mobility=5),
+        AllenCahn(shape=(64, 64), dx=2, kappa=8),
+    ):
+        assert (grow(scaled, n_grains=12, time=60.0, key=KEY).labels == plain.labels).mean() > 0.999
+        assert scaled.interface_width == pytest.approx(AllenCahn().interface_width * scaled.dx)
 
 
 @pytest.mark.slow
@@ -237,12 +261,14 @@ def test_fields_that_blow_up_are_never_returned():
     with pytest.raises(ValueError, match="no longer finite"):
         grow(params, n_grains=4, time=50.0, key=KEY)
     with pytest.raises(Exception, match="no longer finite"):
-        jax.jit(lambda key: grow(params, n_grains=4, time=50.0, key=key).order)(KEY).block_until_ready()
+        jax.jit(lambda key: grow(params, n_grains=4, time=50.0, key=key).labels)(KEY).block_until_ready()
+    with pytest.raises(Exception, match="no longer finite"):
+        jax.jit(lambda eta: evolve(AllenCahn(shape=(32, 32)), eta, time=1.0))(jnp.nan * fields()).block_until_ready()
 
 
 def test_grains_may_vanish_whatever_their_number():
     """Many small grains: those with the highest labels vanish between two colourings, too."""
-    start, end = coarsen(AllenCahn(shape=(96, 96)), n_grains=110, times=[0.0, 60.0], key=KEY)
+    start, end = coarsen(AllenCahn(shape=(96, 96)), n_grains=75, times=[0.0, 80.0], key=KEY)
     assert end.labels.max() < start.labels.max() and end.n_grains < start.n_grains
     assert end.order.min() > 0.2 and end.order.max() < 1.05
 
@@ -292,6 +318,9 @@ def test_same_key_same_grains_other_key_other_grains():
         (lambda: AllenCahn(gamma=float("nan")), "gamma"),
         (lambda: AllenCahn(dt=0.2), "dt must lie between 0 and the stability bound 0.1111"),
         (lambda: AllenCahn(stages=5), "stages"),
+        (lambda: AllenCahn(gamma=0.5), "gamma must exceed"),
+        (lambda: evolve(AllenCahn(shape=(32, 32)), fields(), time=1.0, start=float("nan")), "start"),
+        (lambda: evolve(AllenCahn(shape=(32, 32)), fields()[:0], time=1.0), "eta"),
         (lambda: evolve(AllenCahn(shape=(32, 32)), fields(), time=-1.0), "time"),
         (lambda: evolve(AllenCahn(shape=(32, 30)), fields(), time=1.0), "eta"),
         (lambda: grow(AllenCahn(shape=(32, 32)), n_grains=4, time=1.0, key=jax.random.split(KEY)), "key"),
@@ -299,7 +328,7 @@ def test_same_key_same_grains_other_key_other_grains():
         (lambda: grow(AllenCahn(shape=(32, 32)), n_grains=0, time=1.0, key=KEY), "n_grains"),
         (lambda: grow(AllenCahn(shape=(32, 32)), n_grains=500, time=1.0, key=KEY), "from 1 to"),
         (lambda: grow(AllenCahn(shape=(32, 32)), n_grains=4, time=-1.0, key=KEY), "time"),
-        (lambda: coarsen(AllenCahn(shape=(32, 32)), n_grains=4, times=[2.0, 1.0], key=KEY), "increasing"),
+        (lambda: coarsen(AllenCahn(shape=(32, 32)), n_grains=4, times=[2.0, 1.0], key=KEY), "decreasing"),
     ],
 )
 def test_bad_input_is_named(make, named):

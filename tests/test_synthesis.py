@@ -279,6 +279,9 @@ def test_drawn_configurations_span_the_range():
         (lambda g, r: PairConfig(groove_depth=2.0), "groove_depth"),
         (lambda g, r: annealing_twins(g.labels, fraction=1.1, key=KEY), "fraction"),
         (lambda g, r: annealing_twins(g.labels, fraction=-0.1, key=KEY), "fraction"),
+        (lambda g, r: annealing_twins(g.labels, fraction=None, key=KEY), "fraction"),
+        (lambda g, r: annealing_twins(g.labels.astype(float), fraction=0.5, key=KEY), "labels"),
+        (lambda g, r: annealing_twins(g.labels, fraction=0.5, key=None), "key"),
         (lambda g, r: PairConfig(grey=(0.9, 0.2)), "grey"),
         (lambda g, r: stand_in("marble", SHAPE, key=KEY), "kind"),
     ],
@@ -286,3 +289,8 @@ def test_drawn_configurations_span_the_range():
 def test_bad_input_is_named(make, named, grains, reference):
     with pytest.raises(ValueError, match=named):
         make(grains, reference)
+
+
+def test_twins_do_not_depend_on_the_labels_type(grains):
+    wide, narrow = (annealing_twins(grains.labels.astype(t), fraction=0.5, key=KEY) for t in (np.int32, np.uint8))
+    assert (wide == narrow).all()
