@@ -196,7 +196,7 @@ def _lamellae(
     return depth, begin
 
 
-def annealing_twins(labels: Int[np.ndarray, "h w"], *, fraction: float | int, key: Array) -> Float[np.ndarray, "2 h w"]:
+def annealing_twins(labels: np.ndarray, *, fraction: float | int, key: Array) -> Float[np.ndarray, "2 h w"]:
     """Depth of each pixel in a twin: lamellae along the {111} traces of a random crystal in each grain.
 
     A plane of unit normal (n_y, n_x, n_z), z that of the section, has its trace across (n_y, n_x), and a lamella on
