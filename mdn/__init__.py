@@ -5,6 +5,7 @@ Data flows down this list:
 | module          | holds                                            | paper            | notebook |
 |-----------------|--------------------------------------------------|------------------|----------|
 | `phase_field`   | Allen-Cahn grain growth                          | App. A, Fig. 1a  | 01       |
+| `verification`  | answers known in closed form                     | beyond           | 01       |
 | `micrographs`   | image files, the registry of real micrographs    | App. B, Fig. 1f  | 02, 06   |
 | `defects`       | scratches, pits, stains ...                      | II.A, III.a      | 02       |
 | `synthesis`     | grey levels, Fourier blend, pairs, stand-ins     | II.A, Figs. 1-2  | 02       |
@@ -28,7 +29,7 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOME = {
-    "phase_field": ("AllenCahn", "Grains", "coarsen", "grow"),
+    "phase_field": ("AllenCahn", "Grains", "coarsen", "evolve", "grow"),
     "micrographs": ("Micrograph", "read_micrograph", "write_micrograph"),
     "synthesis": ("Pair", "PairConfig", "make_pair"),
     "dataset": ("DatasetConfig", "load_pairs", "make_dataset"),
@@ -39,7 +40,7 @@ _HOME = {
     "uncertainty": ("familiarity", "uncertainty_map"),
     "grains": ("grain_size", "segment_grains"),
 }
-_MODULES = (*_HOME, "defects", "metrics", "baselines", "figures", "widgets")
+_MODULES = (*_HOME, "verification", "defects", "metrics", "baselines", "figures", "widgets")
 _NAMES = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = ["__version__", *_NAMES, *_MODULES]

@@ -129,6 +129,54 @@ def plot_coarsening(structures: Sequence) -> Figure:
 
 
 @_styled
+def plot_verification(
+    flat: dict, circle: dict, junctions: dict, manufactured: dict, sides: dict, crowd: dict
+) -> Figure:
+    """Solver against theory, from the data of `verification`: dots and colours are measured, thin black is theory.
+
+    flat, circle: by gamma; manufactured: by the name of the method; the others as they come.
+    """
+    fig = NotebookFigure(figsize=(WIDTH, 5.2), layout="constrained")
+    axes = fig.subplots(2, 4).ravel()
+    law = {"color": INK, "linewidth": 1, "zorder": 3}
+    for (gamma, found), colour, mark in zip(flat.items(), (BLUE, RED), "os", strict=False):
+        axes[0].plot(found["x"][::4], found["profile"][::4], mark, color=colour, label=f"γ = {gamma:g}")
+    axes[0].plot(found["x"], (1 + np.tanh(found["x"] / math.sqrt(2))) / 2, **law, label="tanh")
+    axes[0].set(title="(a) flat boundary", xlabel="x / √κ", ylabel="η", xlim=(-4, 4))
+    for (gamma, found), colour, mark in zip(circle.items(), (BLUE, RED), "os", strict=False):
+        axes[1].plot(found["time"], found["area"], mark, color=colour, label=f"γ = {gamma:g}")
+    axes[1].plot(found["time"], found["law"], **law, label="A₀ − 2πLκt")
+    axes[1].set(title="(b) circle", xlabel="time (1/(Lα))", ylabel="area (dx²)", ylim=(0, None))
+    _draw(axes[2], junctions["order"], "(c) junctions at 120°", vmin=0.45)
+    axes[3].plot(sides["sides"], sides["rate"], "o", color=BLUE, alpha=0.35, markeredgewidth=0, label="one grain")
+    n = np.array([sides["sides"].min(), sides["sides"].max()])
+    axes[3].plot(n, sides["offset"] + sides["slope"] * (n - 6), "--", color=RED, label="fit")
+    axes[3].plot(n, sides["law"] * (n - 6), **law, label="π/3 Lκ (n − 6)")
+    axes[3].set(title="(d) von Neumann-Mullins", xlabel="sides n", ylabel="dA/dt (Lα dx²)")
+    for (name, found), colour, mark in zip(manufactured.items(), (BLUE, RED), "os", strict=False):
+        axes[4].loglog(found["h"], found["error"], mark, color=colour, label=name)
+    first = next(iter(manufactured.values()))
+    h = first["h"]
+    axes[4].loglog(h, first["error"][-1] * (h / h[-1]) ** 2, **law, label="slope 2")
+    axes[4].set(title="(e) PFHub 7a", xlabel="grid spacing h", ylabel="L2 error", ylim=(1e-4, 3e-2))
+    axes[4].set_xticks(h, [f"1/{1 / x:.0f}" for x in h])
+    axes[4].minorticks_off()
+    axes[5].plot(crowd["time"], crowd["energy"] / 1e3, "o-", color=BLUE)
+    axes[5].set(title="(f) energy", xlabel="time (1/(Lα))", ylabel="energy F (10³ α dx²)", ylim=(0, None))
+    axes[6].plot(crowd["time"], crowd["area"], "o", color=BLUE, label="mean area")
+    axes[6].plot(crowd["time"], crowd["fit"], **law, label="straight line")
+    axes[6].set(title="(g) mean grain area", xlabel="time (1/(Lα))", ylabel="area (cells)", ylim=(0, None))
+    for name, colour, style in (("early", BLUE, "-"), ("late", RED, "--")):
+        label, bins = f"{name}, {len(crowd[name])} grains", np.arange(0, 2.51, 0.25)
+        axes[7].hist(crowd[name], bins, density=True, histtype="step", color=colour, lw=1.6, ls=style, label=label)
+    axes[7].set(title="(h) grain sizes", xlabel="R / ⟨R⟩", ylabel="probability density", xlim=(0, 2.5))
+    axes[7].set_ylim(0, 1.45 * axes[7].get_ylim()[1])
+    for ax in axes[[0, 1, 3, 4, 6, 7]]:
+        ax.legend(handlelength=1.2, borderpad=0, labelspacing=0.3)
+    return fig
+
+
+@_styled
 def plot_colouring(labels: np.ndarray, colours: np.ndarray) -> Figure:
     """Grains (labels [H, W]) beside the order parameter that carries each (`colours[label]`)."""
     fig, axes = _grid(2, 2, labels.shape, bar=0.75)

@@ -45,11 +45,26 @@ def words(fig: Figure) -> str:
     return " | ".join(artist.get_text() for artist in artists if artist.get_visible())
 
 
+LINE = np.linspace(-3.0, 3.0, 9)
+CHECKED = {
+    "flat": {g: {"x": LINE, "profile": np.tanh(LINE)} for g in (1.0, 1.5)},
+    "circle": {g: {"time": LINE, "area": -LINE, "law": -LINE} for g in (1.0, 1.5)},
+    "junctions": {"order": IMAGE},
+    "manufactured": {"Euler": {"h": np.array([0.01, 0.005]), "error": np.array([4e-3, 1e-3])}},
+    "sides": {"sides": np.arange(4, 9), "rate": LINE[:5], "slope": 2.1, "offset": 0.0, "law": 2.0},
+    "crowd": dict.fromkeys(("time", "energy", "area", "fit", "early", "late"), 1 + LINE**2),
+}
+
+
 DRAWN = {  # name: (how to draw it, number of images on it, words that have to be on it)
     "micrograph": (lambda: figures.plot_micrograph(IMAGE, title="iron", um_per_px=0.5), 1, ["iron", "5 µm"]),
     "micrograph in colour": (lambda: figures.plot_micrograph(RGB), 1, []),
     "structures": (lambda: figures.plot_structures(GRAINS), 3, ["time 0, 6 grains", "time 2, 4 grains"]),
     "coarsening": (lambda: figures.plot_coarsening(GRAINS), 0, ["time (1/(Lα))", "energy F", "area (cells)"]),
+    "verification": (
+        lambda: figures.plot_verification(**CHECKED), 1,
+        ["γ = 1.5", "tanh", "circle", "120°", "sides n", "slope 2", "Euler", "energy F", "R / ", "early, 9 grains"],
+    ),
     "colouring": (lambda: figures.plot_colouring(LABELS, np.arange(6)), 4, ["6 grains", "order parameter"]),
     "colouring, many": (lambda: figures.plot_colouring(LABELS, np.arange(24)), 4, ["24 order parameters"]),
     "pair": (
