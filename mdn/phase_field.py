@@ -499,17 +499,23 @@ def _start(gap: float, n_orders: int | None, labels, dtype) -> tuple[np.ndarray,
 def _present(eta: np.ndarray, owners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Labels, and each grain's order parameter (-1 for none), of all grains that have more than a tail left.
 
-    A grain that is about to vanish wins no cell: it is given its highest one.
+    A grain that is about to vanish wins no cell: it is given its highest one, in a block of `near_grains` where no
+    other such grain is.
     """
     order = eta.argmax(0)
     labels, colours = np.take_along_axis(owners, order[None], 0)[0], np.full(int(owners.max()) + 1, -1)
     colours[labels] = order
+    rows, columns = np.indices(labels.shape) // 2
+    block = rows * (columns.max() + 1) + columns
+    given = np.zeros(block.max() + 1, bool)
+    given[block[np.bincount(labels.ravel())[labels] < 5]] = True
     for q, (field, owner) in enumerate(zip(eta, owners, strict=True)):
         owned = np.bincount(owner.ravel() + 1, minlength=len(colours) + 1)[1:] > 0
         for grain in np.flatnonzero(owned & (colours < 0)):
-            peak = np.unravel_index(np.where(owner == grain, field, -1).argmax(), owner.shape)
-            if field[peak] > TAIL:
-                labels[peak], colours[grain] = grain, q
+            height = np.where(owner == grain, field, -1)
+            if height.max() > TAIL:
+                peak = np.unravel_index(np.where(given[block], -1, height).argmax(), owner.shape)
+                labels[peak], colours[grain], given[block[peak]] = grain, q, True
     return labels, colours
 
 

@@ -181,6 +181,14 @@ def test_recolouring_loses_nothing(seed):
     assert grains.n_grains <= 12
 
 
+@pytest.mark.parametrize("key", [jax.random.split(KEY, 4)[3], jax.random.key(2)])
+def test_a_dense_crowd_grows_cleanly(key):
+    """Grains of eleven cells, several vanishing in one block at a time: none is laid upon another's field."""
+    for grains in coarsen(AllenCahn(shape=(192, 192)), n_grains=307, times=[20.0, 60.0, 100.0], key=key):
+        assert grains.order.min() > 0.45 and grains.order.max() < 1.001
+    assert 95 < grains.n_grains < 120 and merges(grains) == 0
+
+
 def merges(grains):
     """Pairs of neighbouring grains without a boundary between them: one order parameter fills them both."""
     count = {}
