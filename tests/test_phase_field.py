@@ -131,14 +131,14 @@ def test_a_superstep_is_second_order(stages):
 
 
 def test_supersteps_agree_with_short_euler_steps():
-    """The stabilised method does a third as well as Euler at 80 % of its bound, or better, for half the stages."""
+    """The stabilised method does a third as well as Euler at 80 % of its bound, or better, with half the evaluations."""
     shape, eta = (96, 96), relaxed()
     exact = evolve(AllenCahn(shape=shape, stages=1, dt=0.005), eta, time=30.0, start=6.0)
-    euler, stable = (evolve(AllenCahn(shape=shape, stages=s), eta, time=30.0, start=6.0) for s in (1, 6))
+    euler, stable = (evolve(AllenCahn(shape=shape, stages=s), eta, time=30.0, start=6.0) for s in (1, 8))
     assert float(jnp.abs(stable - exact).max()) < 3 * float(jnp.abs(euler - exact).max())
     assert (stable.argmax(0) != exact.argmax(0)).mean() < 1e-3
     params = AllenCahn(shape=shape)
-    assert params.stages == 6 and params.superstep > 1.8 * 6 * params.dt
+    assert params.stages == 8 and params.superstep > 2 * 8 * params.dt
 
 
 @pytest.mark.parametrize(("shape", "kappa"), [((512, 384), 2.0), ((37, 51), 1.0), ((8, 5), 4.0)])
@@ -185,7 +185,7 @@ def test_recolouring_loses_nothing(seed):
 def test_a_dense_crowd_grows_cleanly(key):
     """Grains of eleven cells, several vanishing in one block at a time: none is laid upon another's field."""
     for grains in coarsen(AllenCahn(shape=(192, 192)), n_grains=307, times=[20.0, 60.0, 100.0], key=key):
-        assert grains.order.min() > 0.45 and grains.order.max() < 1.001
+        assert grains.order.min() > 0.45 and grains.order.max() < 1.003
     assert 95 < grains.n_grains < 120 and merges(grains) == 0
 
 
