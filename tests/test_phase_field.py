@@ -131,7 +131,7 @@ def test_a_superstep_is_second_order(stages):
 
 
 def test_supersteps_agree_with_short_euler_steps():
-    """The stabilised method does a third as well as Euler at 80 % of its bound, or better, with half the evaluations."""
+    """The stabilised method does a third as well as Euler at 80 % of its bound, or better, with half the stages."""
     shape, eta = (96, 96), relaxed()
     exact = evolve(AllenCahn(shape=shape, stages=1, dt=0.005), eta, time=30.0, start=6.0)
     euler, stable = (evolve(AllenCahn(shape=shape, stages=s), eta, time=30.0, start=6.0) for s in (1, 8))
