@@ -96,7 +96,7 @@ class Pair:
     """One training pair with every panel of Fig. 1; images are float32 [H, W] in [0, 1].
 
     Attributes:
-        phase_field: (a) sum of eta squared.
+        phase_field: (a) sum of eta squared, without what overshoots 1.
         clean: (b) the truth.
         defective: (c) with spots and lines.
         blended: (d) phase of c with the magnitude of f.
@@ -388,7 +388,7 @@ def make_pair(grown: Grains, reference: np.ndarray, *, config: PairConfig | None
     blended = fourier_blend(defective, reference, magnitude=config.magnitude)
     noisy = match_histogram(blended, reference) if config.match else np.clip(blended, 0, 1)
     return Pair(
-        grown.order, clean, defective, blended, noisy, reference,
+        np.clip(grown.order, 0, 1), clean, defective, blended, noisy, reference,
         grown.labels, variants > 0, boundaries, twin_boundaries, bits,
     )  # fmt: skip
 
