@@ -86,7 +86,7 @@ class AllenCahn:
         elif not (isinstance(self.dt, Real) and 0 < self.dt < self.max_dt):
             raise ValueError(f"dt must lie between 0 and the stability bound {self.max_dt:.4g}, got {self.dt!r}")
         if self.stages is None:
-            object.__setattr__(self, "stages", max(STAGES[1:], key=lambda n: self._superstep(n) / n))
+            object.__setattr__(self, "stages", max(STAGES[1:], key=lambda n: self._covered(n) / n))
         elif self.stages not in STAGES:
             raise ValueError(f"stages must be one of {STAGES}, got {self.stages!r}")
 
@@ -107,9 +107,10 @@ class AllenCahn:
         The share of their stability bound that dt is of Euler's, as far as the longest stage leaves the reaction
         stable on its own: beyond that a grain that vanishes within a superstep can throw the fields off.
         """
-        return self._superstep(self.stages)
+        return self._covered(self.stages)
 
-    def _superstep(self, stages: int) -> float:
+    def _covered(self, stages: int) -> float:
+        """Time that a superstep of so many stages would cover."""
         if stages == 1:
             return self.dt
         tau, _, beta = _stable_pairs(stages)
@@ -134,7 +135,8 @@ class Grains:
 
     Attributes:
         labels: int32 [H, W], the grain of each cell; a grain keeps its number while it lives.
-        order: float32 [H, W], sum of eta squared: 1 inside a grain, 0.64 on a boundary (gamma = 1).
+        order: float32, or float64 if JAX is set to it, [H, W]: sum of eta squared, 1 inside a grain and 0.64 on a
+            boundary at alpha = beta = gamma.
         time: in 1/(L alpha).
         energy: free energy F of A2, relative to a single grain.
     """
@@ -218,7 +220,7 @@ def _plan(params: AllenCahn, span: float, stages: int) -> tuple[int, np.ndarray,
     return count, tau * span / count, pull
 
 
-def _superstep(
+def _halo(
     params: AllenCahn,
     eta: Float[Array, "q h w"],
     tau: Float[Array, " p"],
@@ -226,7 +228,7 @@ def _superstep(
     time: Float[Array, ""] | float = 0.0,
     source: Callable[[Array], Array] | None = None,
 ) -> Float[Array, "q h w"]:
-    """Pairs of stages u = y + tau F(y), y' = u + tau F(u) + pull (u - y) within one halo, strip by strip."""
+    """The stages that one halo bears, in pairs u = y + tau F(y), y' = u + tau F(u) + pull (u - y), strip by strip."""
     (n_orders, height, columns), depth = eta.shape, 2 * len(tau)
     halo = [(0, 0), (depth, depth), (depth, depth)]
     width = columns + 2 * depth
@@ -265,17 +267,15 @@ def _superstep(
 
 @partial(jax.jit, static_argnames=("params", "source"))
 def _advance(params, eta, count, tau, pull, start=0.0, source=None):
-    """`count` times the same pairs of stages."""
+    """`count` halos of the same stages, from the time `start` on, which is in the units of A4."""
     length = (tau * (2 + pull)).sum()
-    return jax.lax.fori_loop(
-        0, count, lambda i, eta: _superstep(params, eta, tau, pull, start + i * length, source), eta
-    )
+    return jax.lax.fori_loop(0, count, lambda i, eta: _halo(params, eta, tau, pull, start + i * length, source), eta)
 
 
 @partial(jax.jit, static_argnames="params")
 def _advance_and_look(params, eta, seams, tau, pull):
     """One halo's stages; then in which fields two grains have come near each other."""
-    eta = _superstep(params, eta, tau, pull)
+    eta = _halo(params, eta, tau, pull)
     return eta, jnp.max(jnp.where(seams, eta, 0), (1, 2)) > TAIL
 
 
@@ -294,7 +294,11 @@ def evolve(
         eta: Q order parameters of [H, W] at time `start`.
         time: how long, in 1/(L alpha).
         start: when; up to 4/(L alpha) the steps are Euler's, since fields may start sharp.
-        source: of a time, the Q fields that are added to the right-hand side of A4.
+        source: of a time, the Q fields that are added to the right-hand side of A4; that time is start and what
+            has passed since, in the units of A4: in 1/(L alpha) at L = alpha = 1.
+
+    Returns:
+        The Q fields at start + time.
 
     Raises:
         ValueError: for a time that is negative or not finite, fields that are not on the grid, or fields that do not
@@ -359,7 +363,7 @@ def free_energy(params: AllenCahn, eta: Float[Array, "q h w"] | Float[np.ndarray
         eta: Q order parameters of [H, W].
 
     Returns:
-        F in units of alpha dx^2.
+        F, in alpha dx^2 at alpha = 1 and dx = 1.
 
     Source: Eqs. A2-A3, each pair counted once.
     """
@@ -578,10 +582,13 @@ def _look(eta: Float[Array, "q h w"], owners: Int[Array, "q h w"]) -> tuple[Int[
 
 
 def _grow(params, gap, state, count, tau, pull):
-    """As `_advance`, with a look at the colouring after every halo."""
+    """As `_advance`, with a look at the colouring after every halo.
+
+    The state is eta, owners and seams, each [Q, H, W]; outside of a trace Q may change on the way.
+    """
     traced, tau, pull = _traced(state[0]), jnp.asarray(tau, state[0].dtype), jnp.asarray(pull, state[0].dtype)
 
-    def superstep(_, state):
+    def halo(_, state):
         eta, owners, seams = state
         eta, near = _advance_and_look(params, eta, seams, tau, pull)
         if traced:
@@ -595,9 +602,9 @@ def _grow(params, gap, state, count, tau, pull):
         return eta, owners, _seams(owners)
 
     if traced:
-        return jax.lax.fori_loop(0, count, superstep, state)
+        return jax.lax.fori_loop(0, count, halo, state)
     for i in range(count):
-        state = superstep(i, state)
+        state = halo(i, state)
     return state
 
 
