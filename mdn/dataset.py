@@ -6,17 +6,26 @@ its own, so that an interrupted generation goes on and ends with the same bytes.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
-from dataclasses import asdict, dataclass
+import math
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 import zarr
 from jaxtyping import Array, Bool, Float, Int, UInt16
+from skimage.transform import resize
 from tqdm.auto import tqdm
 
 from mdn import micrographs
+from mdn.defects import KINDS, DefectStrengths
 from mdn.micrographs import load_reference, region
 from mdn.phase_field import AllenCahn, Grains, grow
 from mdn.synthesis import STAND_INS, PairConfig, make_pair, stand_in
@@ -24,7 +33,22 @@ from mdn.synthesis import STAND_INS, PairConfig, make_pair, stand_in
 SPLITS = tuple(micrographs.SPLITS)
 REFERENCES = ("iron_nital", "brass_c2600_200x")
 STAND_IN_SHAPE = (512, 512)
-FIELDS = {"noisy": "float16", "clean": "float16", "labels": "int32", "twins": "bool", "defects": "uint16"}
+RESOLVED = 25.0  # cells across a grain: an interface is about five wide
+ZOOM = (0.6, 2.0)  # of the varied pairs' references
+PARTS = {  # of a recipe: what is changed to leave it out
+    "blend": lambda recipe: {"magnitude": 0.0, "match": False},
+    "partial swaps": lambda recipe: {"magnitude": math.ceil(recipe.magnitude)},
+    "space alone": lambda recipe: {"magnitude": recipe.magnitude or 1.0},
+    "matching": lambda recipe: {"match": False},
+    "defects": lambda recipe: {"defects": DefectStrengths(**dict.fromkeys(KINDS, 0.0))},
+    "twins": lambda recipe: {"twin_fraction": 0.0},
+    "looks": lambda recipe: {"look": "groove", "missing": 0.0, "sharpness": 1.0, "blur": 0.0, "gamma": 1.0},
+}
+COARSENING = 0.75  # growth of the mean grain area in a time of 1/(L alpha), over kappa; as measured
+FIELDS = {
+    "noisy": "float16", "clean": "float16", "labels": "int32", "twins": "bool", "twin_boundaries": "bool",
+    "defects": "uint16",
+}  # fmt: skip
 FACTS = {"run": ("int32", ()), "source": ("int32", ()), "box": ("int32", (4,)), "varied": ("bool", ())}
 
 
@@ -37,8 +61,14 @@ class DatasetConfig:
         n_test: further pairs, from regions and runs of their own.
         shape: pixels (H, W) of a pair.
         n_runs: phase-field runs over all splits; a run used again is shifted and turned. Default: one a pair.
-        n_grains, time: ranges that each run draws its number of grains and its time of growth from.
-        varied: share of the pairs that draw their own `PairConfig`; the others follow the paper's recipe.
+        diameter: range in px of the grains' mean diameter; small ones are grown larger and made smaller, so that
+            an interface is never wider than they are.
+        time: range in 1/(L alpha) of the time of growth.
+        varied: share of the pairs that draw their own `PairConfig`, on top of all those of grains below `RESOLVED`;
+            the others follow the paper's recipe.
+        stand_ins: share of the varied pairs whose reference is a stand-in even where real micrographs are had, so
+            that magnitudes do not all come from a few specimens.
+        without: what is left out of every recipe, of `PARTS`, for an ablation.
         real: whether references are the real micrographs or the stand-ins.
         seed: of every draw.
 
@@ -50,9 +80,11 @@ class DatasetConfig:
     n_test: int = 100
     shape: tuple[int, int] = (256, 256)
     n_runs: int | None = None
-    n_grains: tuple[int, int] = (20, 220)
-    time: tuple[float, float] = (15.0, 60.0)
-    varied: float = 0.0
+    diameter: tuple[float, float] = (8.0, 120.0)
+    time: tuple[float, float] = (10.0, 40.0)
+    varied: float | int = 0.0
+    stand_ins: float | int = 0.3
+    without: tuple[str, ...] = ()
     real: bool = True
     seed: int = 0
 
@@ -61,12 +93,15 @@ class DatasetConfig:
             raise ValueError(f"n_pairs must be at least 5 and n_test at least 0, got {self.n_pairs}, {self.n_test}")
         if self.n_runs is not None and not 5 <= self.n_runs <= self.n_pairs + self.n_test:
             raise ValueError(f"n_runs must lie between 5 and the number of pairs, got {self.n_runs}")
-        for name in ("n_grains", "time"):
+        for name, least in (("diameter", 4), ("time", 0)):
             low, high = getattr(self, name)
-            if not 0 < low <= high:
-                raise ValueError(f"{name} must be an increasing range above 0, got {getattr(self, name)!r}")
-        if not 0 <= self.varied <= 1:
-            raise ValueError(f"varied must be a share in [0, 1], got {self.varied!r}")
+            if not least < low <= high:
+                raise ValueError(f"{name} must be an increasing range above {least}, got {getattr(self, name)!r}")
+        for name in ("varied", "stand_ins"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be a share in [0, 1], got {getattr(self, name)!r}")
+        if not set(self.without) <= set(PARTS):
+            raise ValueError(f"without must hold names of {tuple(PARTS)}, got {self.without!r}")
         if len(self.shape) != 2 or min(self.shape) < 32 or max(self.shape) > 512:
             raise ValueError(f"shape must be two sizes of 32 to 512 px, got {self.shape!r}")
 
@@ -92,6 +127,7 @@ class Pairs:
         noisy, clean: input and truth.
         labels: int32, the grain of each pixel.
         twins: bool, pixels in a twin.
+        twin_boundaries: bool, where a grain changes between itself and a twin, or between twins.
         defects: uint16 bit mask, one bit a kind of `defects.KINDS`.
         run: int32 [N], the phase-field run.
         source: int32 [N], index of the reference among `sources`.
@@ -104,6 +140,7 @@ class Pairs:
     clean: Float[np.ndarray, "n h w"]
     labels: Int[np.ndarray, "n h w"]
     twins: Bool[np.ndarray, "n h w"]
+    twin_boundaries: Bool[np.ndarray, "n h w"]
     defects: UInt16[np.ndarray, "n h w"]
     run: Int[np.ndarray, " n"]
     source: Int[np.ndarray, " n"]
@@ -119,9 +156,17 @@ class Pairs:
         """Labels that change at grain boundaries and at twin boundaries alike."""
         return 2 * self.labels + self.twins
 
+    @property
+    def boundaries(self) -> Bool[np.ndarray, "n h w"]:
+        """Grain boundaries, across the border too, and twin boundaries."""
+        grain = np.zeros(self.labels.shape, bool)
+        for axis in (1, 2):
+            grain |= self.labels != np.roll(self.labels, 1, axis)
+        return grain | self.twin_boundaries
+
     def scored(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The first `count` pairs as `baselines.score_methods` takes them: noisy, clean, regions."""
-        return self.noisy[:count], self.clean[:count], self.regions[:count]
+        """The first `count` pairs as `baselines.score_methods` takes them: noisy, clean, boundaries."""
+        return self.noisy[:count], self.clean[:count], self.boundaries[:count]
 
 
 @dataclass(frozen=True)
@@ -141,9 +186,15 @@ class References:
     real: bool
 
     def crop(
-        self, shape: tuple[int, int], *, key: Array
+        self, shape: tuple[int, int], *, zoom: tuple[float, float] = (1.0, 1.0), key: Array
     ) -> tuple[Float[np.ndarray, "h w"], int, tuple[int, int, int, int]]:
-        """A random crop: the image, which reference it is from, and its box within that file.
+        """A random crop: the image, which reference it is from, and its box (left, upper, right, lower) in that file.
+
+        Args:
+            shape: (H, W) of the image.
+            zoom: range of the box's side over the image's, as far as the region has room: above 1 the image shows
+                more of the micrograph, as under a weaker objective.
+            key: a `jax.random.key`.
 
         Raises:
             ValueError: if a region is smaller than the crop.
@@ -151,13 +202,18 @@ class References:
         smallest = tuple(np.min([image.shape for image in self.images], axis=0).tolist())
         if any(n > m for n, m in zip(shape, smallest, strict=True)):
             raise ValueError(f"shape must fit the smallest region, {smallest} px, got {shape}")
-        which, row, column = (float(u) for u in jax.random.uniform(key, (3,)))
+        which, row, column, far = (float(u) for u in jax.random.uniform(key, (4,)))
         index = min(int(which * len(self.images)), len(self.images) - 1)
         image, (left, upper) = self.images[index], self.corners[index]
-        top = int(row * (image.shape[0] - shape[0] + 1))
-        side = int(column * (image.shape[1] - shape[1] + 1))
-        box = (left + side, upper + top, left + side + shape[1], upper + top + shape[0])
-        return image[top : top + shape[0], side : side + shape[1]], index, box
+        room = min(m / n for n, m in zip(shape, image.shape, strict=True))
+        factor = min(zoom[0] * (zoom[1] / zoom[0]) ** far, room)
+        height, width = (round(n * factor) for n in shape)
+        top = int(row * (image.shape[0] - height + 1))
+        side = int(column * (image.shape[1] - width + 1))
+        part = image[top : top + height, side : side + width]
+        if part.shape != tuple(shape):
+            part = np.clip(resize(part, shape, anti_aliasing=factor > 1), 0, 1).astype(np.float32)
+        return part, index, (left + side, upper + top, left + side + width, upper + top + height)
 
 
 def load_references(split: str, *, real: bool = True, seed: int = 0) -> References:
@@ -186,14 +242,20 @@ def load_references(split: str, *, real: bool = True, seed: int = 0) -> Referenc
 
 
 def grow_run(config: DatasetConfig, run: int) -> Grains:
-    """The phase-field run of that number: its own number of grains, time, interface width and key."""
+    """The phase-field run of that number: its own size of grains, time, interface width and key.
+
+    Grains below `RESOLVED` px are grown on a grid that is two or more times finer than the pair's pixels.
+    """
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 0), run)
     draw, grow_key = jax.random.split(key)
     u = np.asarray(jax.random.uniform(draw, (3,)), float)
-    params = AllenCahn(shape=config.shape, kappa=(1.0, 2.0)[int(u[2] < 0.6)])
-    low, high = (n * np.prod(config.shape) / 256**2 for n in config.n_grains)
-    n_grains = max(2, round(low * (high / low) ** u[0]))
-    return grow(params, n_grains=n_grains, time=config.time[0] + u[1] * (config.time[1] - config.time[0]), key=grow_key)
+    low, high = config.diameter
+    diameter = low * (high / low) ** (u[0] ** 0.8)  # somewhat more of the large ones
+    finer = math.ceil(RESOLVED / diameter)
+    params = AllenCahn(shape=tuple(finer * n for n in config.shape), kappa=(1.0, 2.0)[int(u[2] < 0.6)])
+    area, time = math.pi / 4 * (finer * diameter) ** 2, config.time[0] + u[1] * (config.time[1] - config.time[0])
+    start = area - min(COARSENING * params.kappa * time, area / 2)  # cells a grain then
+    return grow(params, n_grains=max(2, round(math.prod(params.shape) / start)), time=time, key=grow_key)
 
 
 def _turned(grains: Grains, *, key: Array) -> Grains:
@@ -212,12 +274,22 @@ def _turned(grains: Grains, *, key: Array) -> Grains:
     return Grains(move(grains.labels), move(grains.order), grains.time, grains.energy)
 
 
-def make_dataset(path: str | Path, config: DatasetConfig, *, progress: bool = True) -> str:
+def make_dataset(
+    path: str | Path,
+    config: DatasetConfig,
+    *,
+    grown: str | Path | None = None,
+    workers: int = 1,
+    progress: bool = True,
+) -> str:
     """Make the pairs, or go on making them: pairs that are there already are kept.
 
     Args:
         path: Zarr group to write, one sub-group a split.
         config: what to make.
+        grown: folder where grown structures are kept, for other datasets of the same seed, shape, diameters and
+            times; without one they are grown anew.
+        workers: processes, each on a core of its own; the bytes do not depend on it.
         progress: whether to show a bar.
 
     Returns:
@@ -228,38 +300,102 @@ def make_dataset(path: str | Path, config: DatasetConfig, *, progress: bool = Tr
 
     Source: Section III.
     """
-    references = {split: load_references(split, real=config.real, seed=config.seed) for split in SPLITS}
-    provenance = "real" if references["train"].real else "stand-ins"
+    references = _all_references(config)
+    provenance = "real" if references["train"][0].real else "stand-ins"
     wanted = json.loads(json.dumps({**asdict(config), "micrographs": provenance}))
     root = zarr.open_group(str(path), mode="a")
     if "config" in root.attrs and root.attrs["config"] != wanted:
         raise ValueError(f"{path} holds a dataset of another configuration: {root.attrs['config']}, not {wanted}")
     root.attrs["config"] = wanted
-    counts, runs = config.counts(), config.runs()
-    bar = tqdm(total=sum(counts.values()), desc="pairs", disable=not progress, mininterval=1)
-    for split in SPLITS:
-        group = _create(root, split, counts[split], config.shape, references[split].names)
-        for offset, run in enumerate(runs[split]):
-            todo = [i for i in range(offset, counts[split], len(runs[split])) if not group["done"][i]]
-            bar.update(len(range(offset, counts[split], len(runs[split]))) - len(todo))
-            if not todo:
-                continue
-            grains = grow_run(config, run)
-            for i in todo:
-                key = jax.random.fold_in(jax.random.key(config.seed), 1 + SPLITS.index(split) + 3 * i)
-                _write(group, i, {"run": run, **_make(config, grains, references[split], key=key)})
-                bar.update()
+    counts, tasks = config.counts(), []
+    for split, runs in config.runs().items():
+        done = _create(root, split, counts[split], config.shape, _names(references[split]))["done"][:]
+        for offset, run in enumerate(runs):
+            todo = [i for i in range(offset, counts[split], len(runs)) if not done[i]]
+            tasks += [(split, run, todo)] * bool(todo)
+    total = sum(counts.values())
+    left = sum(len(todo) for _, _, todo in tasks)
+    bar = tqdm(total=total, initial=total - left, desc="pairs", disable=not progress, mininterval=1)
+    make = partial(_make_run, str(path), config, grown)
+    if workers == 1 or len(tasks) < 2:
+        for task in tasks:
+            bar.update(make(task, references))
+    else:
+        cores = multiprocessing.get_context("spawn").SimpleQueue()
+        for core in range(workers):
+            cores.put(core)
+        spawn = {"mp_context": multiprocessing.get_context("spawn"), "initializer": _settle, "initargs": (cores,)}
+        with ProcessPoolExecutor(workers, **spawn) as pool:
+            for finished in as_completed([pool.submit(make, task) for task in tasks]):
+                bar.update(finished.result())
     bar.close()
     return provenance
 
 
-def _make(config: DatasetConfig, grains: Grains, references: References, *, key: Array) -> dict:
+def _settle(cores) -> None:
+    """Keep a worker on one core, where the system knows of such a thing: XLA would take all of them."""
+    if hasattr(os, "sched_setaffinity"):
+        allowed = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {allowed[cores.get() % len(allowed)]})
+
+
+@functools.cache
+def _all_references(config: DatasetConfig) -> dict[str, tuple[References, References]]:
+    """Of each split, the references and the stand-ins."""
+    return {
+        split: tuple(load_references(split, real=real, seed=config.seed) for real in (config.real, False))
+        for split in SPLITS
+    }
+
+
+def _names(references: tuple[References, References]) -> tuple[str, ...]:
+    first, stand_ins = references
+    return first.names + stand_ins.names if first.real else first.names
+
+
+def _make_run(path: str, config: DatasetConfig, grown: str | Path | None, task: tuple, references=None) -> int:
+    """All pairs of one run that are still to be made; how many they were."""
+    split, run, todo = task
+    references = references or _all_references(config)
+    group, grains = zarr.open_group(path, mode="a")[split], _grown(config, run, grown)
+    for i in todo:
+        key = jax.random.fold_in(jax.random.key(config.seed), 1 + SPLITS.index(split) + 3 * i)
+        _write(group, i, {"run": run, **_make(config, grains, references[split], key=key)})
+    return len(todo)
+
+
+def _grown(config: DatasetConfig, run: int, folder: str | Path | None) -> Grains:
+    """A run, from the folder or into it."""
+    what = json.dumps([config.seed, config.shape, config.diameter, config.time])
+    name = f"{hashlib.sha256(what.encode()).hexdigest()[:8]}-{run:05d}.npz"
+    if folder is not None and (Path(folder) / name).exists():
+        with np.load(Path(folder) / name) as kept:
+            return Grains(kept["labels"], kept["order"].astype(np.float32), *kept["scalars"].tolist())
+    grains = grow_run(config, run)
+    order = grains.order.astype(np.float16)  # within 5e-4, whether kept or not
+    if folder is not None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        part = Path(folder) / f"{name}.{os.getpid()}.part"
+        with part.open("wb") as file:
+            np.savez_compressed(file, labels=grains.labels, order=order, scalars=[grains.time, grains.energy])
+        part.replace(Path(folder) / name)
+    return Grains(grains.labels, order.astype(np.float32), grains.time, grains.energy)
+
+
+def _make(config: DatasetConfig, grains: Grains, references: tuple[References, References], *, key: Array) -> dict:
     turn_key, crop_key, config_key, pair_key = jax.random.split(key, 4)
-    reference, source, box = references.crop(config.shape, key=crop_key)
     draw_key, config_key = jax.random.split(config_key)
-    varied = float(jax.random.uniform(draw_key)) < config.varied
+    own, other = (float(u) for u in jax.random.uniform(draw_key, (2,)))
+    first, stand_ins = references
+    varied = own < config.varied or grains.labels.shape != config.shape  # small grains are not the paper's
+    borrowed = varied and first.real and other < config.stand_ins
+    chosen = stand_ins if borrowed else first
+    reference, source, box = chosen.crop(config.shape, zoom=ZOOM if varied else (1.0, 1.0), key=crop_key)
     pair_config = PairConfig.draw(config_key) if varied else PairConfig()
+    for part in config.without:
+        pair_config = replace(pair_config, **PARTS[part](pair_config))
     pair = make_pair(_turned(grains, key=turn_key), reference, config=pair_config, key=pair_key)
+    source += len(first.names) if borrowed else 0
     return {name: getattr(pair, name) for name in FIELDS} | {"source": source, "box": box, "varied": varied}
 
 

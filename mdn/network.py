@@ -30,6 +30,8 @@ class NetworkConfig:
 
     Args:
         width: channels of every feature map.
+        scale: n: features live on a grid n times coarser, the n^2 pixels of a cell its channels (pixel unshuffle,
+            as in FFDNet, Zhang et al. 2018). 1 is the paper's; 2 sees twice as far at a quarter of the work.
         blocks: attention-residual blocks.
         reduction: the attention's hidden layer has width / reduction units.
         dropout: rate after each block.
@@ -41,6 +43,7 @@ class NetworkConfig:
     """
 
     width: int = 32
+    scale: int = 1
     blocks: int = 6
     reduction: int = 4
     dropout: float = 0.1
@@ -48,12 +51,11 @@ class NetworkConfig:
     attention: bool = True
 
     def __post_init__(self):
-        if not all(isinstance(n, int) for n in (self.width, self.blocks, self.reduction)):
-            raise ValueError(f"width, blocks and reduction must be integers, got {self}")
-        if self.width < 1 or self.blocks < 1 or self.reduction < 1 or self.width % self.reduction:
+        sizes = (self.width, self.scale, self.blocks, self.reduction)
+        if not all(isinstance(n, int) and n > 0 for n in sizes) or self.width % self.reduction:
             raise ValueError(
-                "width, blocks and reduction must be positive and reduction divide width, "
-                f"got {self.width}, {self.blocks}, {self.reduction}"
+                "width, scale, blocks and reduction must be positive integers and reduction divide width, "
+                f"got {', '.join(map(repr, sizes))}"
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout!r}")
@@ -131,11 +133,11 @@ class FeatureExtraction(nnx.Module):
     x_1 = sigma(BN(Conv_3x3(x_0)))                                                             (3)
     """
 
-    def __init__(self, width: int, *, rngs: nnx.Rngs):
-        self.first = ConvUnit(1, width, rngs=rngs)
+    def __init__(self, width: int, inputs: int = 1, *, rngs: nnx.Rngs):
+        self.first = ConvUnit(inputs, width, rngs=rngs)
         self.second = ConvUnit(width, width, rngs=rngs)
 
-    def __call__(self, image: Float[Array, "n h w 1"]) -> Float[Array, "n h w c"]:
+    def __call__(self, image: Float[Array, "n h w i"]) -> Float[Array, "n h w c"]:
         return self.second(self.first(image))
 
 
@@ -194,12 +196,12 @@ class Reconstruction(nnx.Module):
     I_clean = sigmoid(Conv_3x3(x_rec2))                                                       (10)
     """
 
-    def __init__(self, width: int, *, rngs: nnx.Rngs):
+    def __init__(self, width: int, outputs: int = 1, *, rngs: nnx.Rngs):
         self.first = ConvUnit(width, width, rngs=rngs)
         self.second = ConvUnit(width, width, rngs=rngs)
-        self.output = Conv(width, 1, bias=True, rngs=rngs)
+        self.output = Conv(width, outputs, bias=True, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w 1"]:
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w o"]:
         return jax.nn.sigmoid(self.output(self.second(self.first(x))))
 
 
@@ -209,15 +211,33 @@ class DenoisingNetwork(nnx.Module):
     def __init__(self, config: NetworkConfig | None = None, *, rngs: nnx.Rngs):
         self.config = config = config or NetworkConfig()
         rngs = nnx.Rngs(params=rngs.params(), dropout=rngs.dropout())  # a stream named so is what reseeding finds
-        self.features = FeatureExtraction(config.width, rngs=rngs)
+        self.features = FeatureExtraction(config.width, config.scale**2, rngs=rngs)
         self.blocks = nnx.List([AttentionResidualBlock(config, rngs=rngs) for _ in range(config.blocks)])
-        self.reconstruction = Reconstruction(config.width, rngs=rngs)
+        self.reconstruction = Reconstruction(config.width, config.scale**2, rngs=rngs)
+
+    def encode(self, image: Float[Array, "n h w 1"]) -> Float[Array, "n _hs _ws c"]:
+        """x_1 of Eq. 3, on a grid `scale` times coarser: [n, ceil(h / scale), ceil(w / scale), width]."""
+        s, (n, h, w, _) = self.config.scale, image.shape
+        if s > 1:
+            image = jnp.pad(image, ((0, 0), (0, -h % s), (0, -w % s), (0, 0)), mode="edge")
+            rows, columns = image.shape[1] // s, image.shape[2] // s
+            image = image.reshape(n, rows, s, columns, s).transpose(0, 1, 3, 2, 4).reshape(n, rows, columns, s * s)
+        return self.features(image)
+
+    def decode(self, x: Float[Array, "n _hs _ws c"], shape: tuple[int, int]) -> Float[Array, "n h w 1"]:
+        """I_clean of Eq. 10 from the last features, for an image of `shape` (h, w)."""
+        s, image = self.config.scale, self.reconstruction(x)
+        if s > 1:
+            n, rows, columns, _ = image.shape
+            image = image.reshape(n, rows, columns, s, s).transpose(0, 1, 3, 2, 4)
+            image = image.reshape(n, rows * s, columns * s, 1)[:, : shape[0], : shape[1]]
+        return image
 
     def __call__(self, image: Float[Array, "n h w 1"]) -> Float[Array, "n h w 1"]:
-        x = self.features(image)
+        x = self.encode(image)
         for block in self.blocks:
             x = block(x)
-        return self.reconstruction(x)
+        return self.decode(x, image.shape[1:3])
 
 
 def count_parameters(model: nnx.Module) -> int:

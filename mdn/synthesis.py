@@ -28,6 +28,7 @@ THINNEST = 2.5  # px, of a lamella and of the matrix between two: thinner ones a
 LAMELLAE = 4  # of one variant in a grain, at most
 FAR = np.float32(1e4)  # px, outside every grain
 STAND_INS = ("etched", "twinned", "textured")
+LOOKS = ("groove", "line", "step", "halo")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,58 +37,82 @@ class PairConfig:
 
     Args:
         groove_depth: how dark a grain boundary is in the truth, 0 (a step of grey alone) to 1 (black).
+        sharpness: exponent on the groove's profile; the order's own is 1, and 4 has half its width.
         grey: range of the grains' grey levels.
         skew: exponent on the uniform draw of a level; above 1 most grains are bright and a few dark.
         twin_fraction: share of the grains that can carry annealing twins which do, as in `annealing_twins`.
         twin_groove: depth of a twin boundary's groove as a share of `groove_depth`.
+        look: what etching makes of a boundary before any defect, one of `LOOKS`: the truth's groove, a thin line,
+            a mere step of grey, or a line between two bright flanks. The truth does not follow it.
+        missing: share of the field in [0, 1] where etching has left boundaries all but unseen.
         defects: strength of each defect.
+        blur: of the microscope, standard deviation in px.
         magnitude: share of the reference's log magnitude in the blend; 1 is the paper's full swap, 0 leaves c.
         match: whether the noisy image takes the reference's histogram.
+        gamma: of the camera, an exponent on the noisy greys.
 
     Raises:
         ValueError: naming the field, what was given and what is accepted.
     """
 
     groove_depth: float | int = 0.6
+    sharpness: float | int = 1.0
     grey: Sequence[float | int] = (0.4, 0.95)
     skew: float | int = 1.0
     twin_fraction: float | int = 0.3
     twin_groove: float | int = 0.4
+    look: str = "groove"
+    missing: float | int = 0.0
     defects: DefectStrengths = field(default_factory=DefectStrengths)
+    blur: float | int = 0.0
     magnitude: float | int = 1.0
     match: bool = True
+    gamma: float | int = 1.0
 
     def __post_init__(self):
-        for name in ("groove_depth", "twin_fraction", "twin_groove", "magnitude"):
+        for name in ("groove_depth", "twin_fraction", "twin_groove", "missing", "magnitude"):
             value = getattr(self, name)
             if not (isinstance(value, Real) and 0 <= value <= 1):
                 raise ValueError(f"{name} must be a number in [0, 1], got {value!r}")
         if len(self.grey) != 2 or not 0 <= self.grey[0] <= self.grey[1] <= 1:
             raise ValueError(f"grey must be an increasing range within [0, 1], got {self.grey!r}")
-        if not (isinstance(self.skew, Real) and 0 < self.skew < math.inf):
-            raise ValueError(f"skew must be positive and finite, got {self.skew!r}")
+        for name in ("sharpness", "skew", "gamma"):
+            value = getattr(self, name)
+            if not (isinstance(value, Real) and 0 < value < math.inf):
+                raise ValueError(f"{name} must be positive and finite, got {value!r}")
+        if self.look not in LOOKS:
+            raise ValueError(f"look must be one of {LOOKS}, got {self.look!r}")
+        if not (isinstance(self.blur, Real) and 0 <= self.blur < math.inf):
+            raise ValueError(f"blur must be px from 0 on, got {self.blur!r}")
 
     @classmethod
     def draw(cls, key: Array) -> PairConfig:
         """One of the varied pairs.
 
-        Boundaries range from deep grooves between grains of one grey to mere steps between strong greys, the
-        darkest pixel always near the bottom of the range, as an exposure that uses its range would have it.
-        Four pairs in ten take the full magnitude swap, three a partial one, three are degraded in space alone.
+        Boundaries range from deep grooves between grains of one grey to steps between strong greys, the darkest
+        pixel of the truth always near the bottom of the range, as an exposure that uses its range would have it.
+        Three pairs in ten take the full magnitude swap, three a partial one, four are degraded in space alone.
         """
         rng = generator(key)
-        depth = float(rng.choice([0.0, rng.uniform(0.2, 0.85)], p=[0.1, 0.9]))
-        darkest = float(np.clip(rng.uniform(0.12, 0.35) / (1 - depth), 0, 0.92))
-        magnitude = float(rng.choice([1.0, rng.uniform(0.2, 0.9), 0.0], p=[0.4, 0.3, 0.3]))
+        look = str(rng.choice(LOOKS, p=[0.4, 0.25, 0.15, 0.2]))
+        depth = float(rng.uniform(0.15, 0.45) if look == "step" else rng.uniform(0.3, 0.85))
+        flat = look != "step" and rng.uniform() < 0.2  # almost no contrast between grains
+        darkest = float(rng.uniform(0.8, 0.9) if flat else np.clip(rng.uniform(0.12, 0.35) / (1 - depth), 0, 0.9))
+        magnitude = float(rng.choice([1.0, rng.uniform(0.2, 0.9), 0.0], p=[0.3, 0.3, 0.4]))
         return cls(
             groove_depth=depth,
+            sharpness=float(rng.choice([1.0, rng.uniform(1.5, 4)], p=[0.3, 0.7])),
             grey=(darkest, 0.95),
             skew=float(rng.uniform(0.7, 3)),
             twin_fraction=float(rng.choice([0.0, rng.uniform(0.1, 0.7)])),
             twin_groove=float(rng.uniform(0.2, 0.9)),
+            look=look,
+            missing=float(rng.choice([0.0, rng.uniform(0, 0.35)])),
             defects=DefectStrengths.draw(jax.random.fold_in(key, 1)),
+            blur=float(rng.choice([0.0, rng.uniform(0.3, 1.5)])),
             magnitude=magnitude,
             match=bool(magnitude > 0 and rng.uniform() < 0.7),
+            gamma=float(np.exp(rng.uniform(-0.35, 0.35))),
         )
 
 
@@ -249,7 +274,7 @@ def shade(
 ) -> tuple[Float[np.ndarray, "h w"], Int[np.ndarray, "h w"]]:
     """The truth: a random grey for each grain and each variant of its twins, a dark groove along boundaries.
 
-        clean = grey x (1 - depth x (1 - order) / (1 - 0.636))
+        clean = grey x (1 - depth x groove),    groove = ((1 - order) / (1 - 0.636))^sharpness along grain boundaries
 
     The grey of a twin comes from the grains' own distribution, a quarter of it or more away from its grain's, and
     changes over one pixel. Twin boundaries have a fainter groove.
@@ -265,6 +290,12 @@ def shade(
     Source: Section II.A, Fig. 1b; groove and twins are ours.
     """
     config = config or PairConfig()
+    grey, groove, variants = _greys(grains, config, key)
+    return (grey * (1 - config.groove_depth * groove)).astype(np.float32), variants
+
+
+def _greys(grains: Grains, config: PairConfig, key: Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Grey of each pixel, its groove from 0 to 1, and the twins' variants."""
     grey_key, step_key, twin_key = jax.random.split(key, 3)
     low, high = config.grey
     labels, n = grains.labels, int(grains.labels.max()) + 1
@@ -275,9 +306,28 @@ def shade(
     share = np.clip(depth + 0.5, 0, 1)
     grey = level[0][labels] + (share * (level[1:] - level[0])[:, labels]).sum(0)
     groove = np.clip((1 - grains.order) / (1 - ORDER_ON_BOUNDARY), 0, 1)
+    groove = groove**config.sharpness
     groove = np.maximum(groove, config.twin_groove * np.exp(-0.5 * (np.abs(depth).min(0) / 1.2) ** 2))
-    variants = np.where(depth[0] > 0, 1, np.where(depth[1] > 0, 2, 0)).astype(np.int8)
-    return (grey * (1 - config.groove_depth * groove)).astype(np.float32), variants
+    return grey, groove, np.where(depth[0] > 0, 1, np.where(depth[1] > 0, 2, 0)).astype(np.int8)
+
+
+def _etched(grey: np.ndarray, groove: np.ndarray, config: PairConfig, key: Array) -> Float[np.ndarray, "h w"]:
+    """What etching shows of the truth: boundaries by `config.look`, uneven along their length, some missing."""
+    if config.look == "groove" and not config.missing:
+        return (grey * (1 - config.groove_depth * groove)).astype(np.float32)
+    rng, extent = generator(key), min(grey.shape)
+    dark, bright = {
+        "groove": (groove, 0.0),
+        "line": (groove**2.5, 0.0),
+        "step": (0.0, 0.0),
+        "halo": (groove**1.5, 4 * groove * (1 - groove)),
+    }[config.look]
+    depth = config.groove_depth * (1 + 0.25 * smooth_noise(grey.shape, 0.04 * extent, rng))
+    height = smooth_noise(grey.shape, 0.06 * extent, rng)
+    unseen = np.quantile(height, config.missing) if config.missing else -math.inf
+    seen = np.clip((height - unseen) / 0.2 + 0.5, 0.1, 1)
+    etched = grey * (1 - np.clip(depth, 0, 0.95) * seen * dark) * (1 + rng.uniform(0.1, 0.35) * seen * bright)
+    return np.clip(etched, 0, 1).astype(np.float32)
 
 
 def periodic_component(image: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
@@ -358,7 +408,8 @@ def make_pair(grown: Grains, reference: np.ndarray, *, config: PairConfig | None
     """One training pair, Fig. 1 step by step.
 
     Args:
-        grown: a grown structure of [H, W] cells.
+        grown: a grown structure of [H, W] cells, or of n times as many a side: it is made smaller once it is shaded,
+            for grains that are small beside the width of an interface.
         reference: an experimental micrograph's luminance, [H, W] in [0, 1].
         config: how the pair is made; the paper's recipe by default.
         key: a `jax.random.key`.
@@ -376,21 +427,34 @@ def make_pair(grown: Grains, reference: np.ndarray, *, config: PairConfig | None
         raise ValueError(f"grown must be the Grains that mdn.grow returns, got {type(grown).__name__}")
     check_key(key)
     reference = _finite(reference, "reference").astype(np.float32)
-    if reference.shape != grown.labels.shape:
-        raise ValueError(f"reference must have the grains' shape {grown.labels.shape}, got {reference.shape}")
+    finer = max(1, grown.labels.shape[0] // reference.shape[0])
+    if tuple(finer * n for n in reference.shape) != grown.labels.shape:
+        raise ValueError(
+            f"reference must have the grains' shape {grown.labels.shape}, or a whole fraction, got {reference.shape}"
+        )
     if reference.min() < 0 or reference.max() > 1:
         raise ValueError(f"reference must lie in [0, 1], got {reference.min():g} to {reference.max():g}")
     shade_key, defect_key = jax.random.split(key)
-    boundaries = _boundaries(grown.labels)
-    clean, variants = shade(grown, config=config, key=shade_key)
+    grey, groove, variants = _greys(grown, config, shade_key)
+    clean = _coarser(grey * (1 - config.groove_depth * groove), finer)
+    etched = _coarser(_etched(grey, groove, config, jax.random.fold_in(shade_key, 1)), finer)
+    labels, variants = (a[finer // 2 :: finer, finer // 2 :: finer] for a in (grown.labels, variants))
+    boundaries = _boundaries(labels)
     twin_boundaries = _boundaries(variants) & ~boundaries
-    defective, bits = add_defects(clean, boundaries, strengths=config.defects, key=defect_key)
-    blended = fourier_blend(defective, reference, magnitude=config.magnitude)
+    defective, bits = add_defects(etched, boundaries, strengths=config.defects, blur=config.blur, key=defect_key)
+    blended = fourier_blend(defective, reference, magnitude=config.magnitude) if config.magnitude else defective
     noisy = match_histogram(blended, reference) if config.match else np.clip(blended, 0, 1)
+    noisy = noisy if config.gamma == 1 else np.clip(noisy, 0, 1) ** np.float32(config.gamma)
     return Pair(
-        np.clip(grown.order, 0, 1), clean, defective, blended, noisy, reference,
-        grown.labels, variants > 0, boundaries, twin_boundaries, bits,
+        np.clip(_coarser(grown.order, finer), 0, 1), clean, defective, blended, noisy, reference,
+        labels, variants > 0, boundaries, twin_boundaries, bits,
     )  # fmt: skip
+
+
+def _coarser(image: np.ndarray, n: int) -> Float[np.ndarray, "h w"]:
+    """Mean over squares of n x n pixels."""
+    height, width = image.shape
+    return image.reshape(height // n, n, width // n, n).mean((1, 3)).astype(np.float32)
 
 
 def stand_in(kind: str, shape: tuple[int, int], *, key: Array) -> Float[np.ndarray, "h w"]:

@@ -34,7 +34,11 @@ class TrainingConfig:
         learning_rate: of Adam; with the "cosine" schedule, its peak.
         schedule: "constant" (the paper) or "cosine" (warm-up over a twentieth of the steps, then a cosine to 0).
         l2: lambda of Eq. 11, on convolution and dense kernels only.
+        edges: weight of the error of the grey's differences from pixel to pixel, which boundaries are made of.
+        average: decay of an exponential average of the weights, which is what is evaluated and kept; 0 for none.
         symmetries: whether each crop is turned and mirrored at random.
+        grey_jitter: largest random change of a crop's gain and offset, clipped: a micrograph's own extremes decide
+            how it is stretched, and should not decide what comes out.
         dropout_until: share of the steps that dropout is active for; the rest settles the batch-norm statistics
             on the features as the evaluated network has them.
         evaluate_every: steps between two evaluations and checkpoints.
@@ -49,7 +53,10 @@ class TrainingConfig:
     learning_rate: float = 1e-4
     schedule: str = "constant"
     l2: float = 1e-6
+    edges: float = 0.0
+    average: float = 0.0
     symmetries: bool = True
+    grey_jitter: float = 0.0
     dropout_until: float = 1.0
     evaluate_every: int = 250
 
@@ -63,6 +70,11 @@ class TrainingConfig:
         if self.l2 < 0 or not 0 <= self.dropout_until <= 1:
             raise ValueError(
                 f"l2 must not be negative and dropout_until lie in [0, 1], got {self.l2}, {self.dropout_until}"
+            )
+        if self.edges < 0 or not 0 <= self.average < 1 or not 0 <= self.grey_jitter < 1:
+            raise ValueError(
+                "edges must not be negative, average and grey_jitter lie in [0, 1), "
+                f"got {self.edges}, {self.average}, {self.grey_jitter}"
             )
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"schedule must be 'constant' or 'cosine', got {self.schedule!r}")
@@ -102,40 +114,50 @@ class History:
 
 
 def loss(
-    model: nnx.Module, noisy: Float[Array, "n h w 1"], clean: Float[Array, "n h w 1"], l2: float
+    model: nnx.Module, noisy: Float[Array, "n h w 1"], clean: Float[Array, "n h w 1"], l2: float, edges: float = 0.0
 ) -> Float[Array, ""]:
-    """Mean squared error and L2 regularisation.
+    """Mean squared error and L2 regularisation, and an error of the edges where it is asked for.
 
         L = MSE(I_clean, I_gt) + lambda sum_i ||w_i||_2^2, over convolution and dense kernels           (11)
+            + edges x [MSE(d_x I_clean, d_x I_gt) + MSE(d_y I_clean, d_y I_gt)]
 
     Args:
         model: the network, in training or evaluation mode.
         noisy, clean: [n, h, w, 1] in [0, 1].
         l2: lambda.
+        edges: weight of the second line, which is ours; d_x and d_y are differences of neighbours.
 
     Source: Eq. 11.
     """
     kernels = [leaf for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)) if leaf.ndim > 1]
-    return jnp.mean((model(noisy) - clean) ** 2) + l2 * sum(jnp.sum(w * w) for w in kernels)
+    error = model(noisy) - clean
+    value = jnp.mean(error**2) + l2 * sum(jnp.sum(w * w) for w in kernels)
+    if edges:
+        value += edges * sum(jnp.mean(jnp.diff(error, axis=axis) ** 2) for axis in (1, 2))
+    return value
 
 
 def _step_function(config: TrainingConfig, graph, rest, dropout: bool) -> Callable:
-    """One optimiser step as a pure function of (parameters, batch statistics, moments), key and batch."""
+    """One optimiser step as a pure function of (parameters, batch statistics, moments, average), key and batch."""
     optimiser = config.optimiser()
 
     @jax.jit
-    def step(state, key, noisy, clean):
-        params, statistics, moments = state
+    def step(state, key, noisy, clean, number=0):
+        params, statistics, moments, average = state
 
         def objective(params):
             model = nnx.merge(graph, params, statistics, rest, copy=True)
             nnx.reseed(model, dropout=key)
             model = nnx.view(model, deterministic=not dropout, use_running_average=False)
-            return loss(model, noisy[..., None], clean[..., None], config.l2), nnx.state(model, nnx.BatchStat)
+            value = loss(model, noisy[..., None], clean[..., None], config.l2, config.edges)
+            return value, nnx.state(model, nnx.BatchStat)
 
         (value, statistics), gradients = jax.value_and_grad(objective, has_aux=True)(params)
         updates, moments = optimiser.update(gradients, moments, params)
-        return (optax.apply_updates(params, updates), statistics, moments), value
+        params = optax.apply_updates(params, updates)
+        decay = jnp.minimum(config.average, (1 + number) / (10 + number))  # the start is forgotten sooner
+        average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, (params, statistics))
+        return (params, statistics, moments, average), value
 
     return step
 
@@ -166,7 +188,8 @@ def train_step(
     graph, params, statistics, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
     moments = config.optimiser().init(params) if moments is None else moments
     step = _step_function(config, graph, rest, dropout)
-    (params, statistics, moments), value = step((params, statistics, moments), key, noisy, clean)
+    state = (params, statistics, moments, (params, statistics))
+    (params, statistics, moments, _), value = step(state, key, noisy, clean)
     nnx.update(model, params, statistics)
     return moments, float(value)
 
@@ -187,6 +210,9 @@ def _batch(noisy: Images, clean: Images, config: TrainingConfig, seed: np.ndarra
         if config.symmetries:
             both = both[..., :: rng.choice([-1, 1]), :: rng.choice([-1, 1])]
             both = both.swapaxes(1, 2) if height == width and rng.integers(2) else both
+        if config.grey_jitter:
+            gain, offset = 1 + config.grey_jitter * rng.uniform(-1, 1), config.grey_jitter * rng.uniform(-0.5, 0.5)
+            both = np.stack([np.clip(np.float32(gain) * (both[0] - 0.5) + np.float32(0.5 + offset), 0, 1), both[1]])
         crops.append(both)
     x, y = np.stack(crops, 1)
     return np.ascontiguousarray(x), np.ascontiguousarray(y)
@@ -248,8 +274,8 @@ def fit(
             raise ValueError(f"{name} holds NaN or infinity; accepted: finite images in [0, 1]")
     train, validation = _stretched(train), _stretched(validation)
     graph, params, statistics, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
-    state = (params, statistics, config.optimiser().init(params))
-    best, start, history = state[:2], 0, History()
+    state = (params, statistics, config.optimiser().init(params), (params, statistics))
+    best, start, history = state[3], 0, History()
     if directory is not None:
         directory = Path(directory).resolve()
         _claim(directory, config, model, key, train)
@@ -261,10 +287,10 @@ def fit(
     for number in bar:
         batch = _batch(*train, config, seed, number)
         step = steps[number < config.dropout_until * config.steps]
-        state, value = step(state, jax.random.fold_in(key, number), *batch)
+        state, value = step(state, jax.random.fold_in(key, number), *batch, number)
         losses.append(value)
         if (number + 1) % config.evaluate_every == 0 or number + 1 == config.steps:
-            nnx.update(model, *state[:2])
+            nnx.update(model, *state[3])
             error = np.mean((predict(model, validation[0]) - validation[1]) ** 2, axis=(1, 2))
             history.step.append(number + 1)
             history.seconds.append(earlier + time.monotonic() - clock)
@@ -273,7 +299,7 @@ def fit(
             history.validation_psnr.append(float(np.mean(-10 * np.log10(error))))
             losses = []
             if history.best == len(history.step) - 1:
-                best = state[:2]
+                best = state[3]
             if directory is not None:
                 _save(directory, state, best, history)
             bar.set_postfix(loss=f"{history.train_loss[-1]:.4f}", validation=f"{history.validation_psnr[-1]:.2f} dB")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mdn import dataset
-from mdn.dataset import SPLITS, DatasetConfig, load_pairs, load_references, make_dataset
+from mdn.dataset import SPLITS, DatasetConfig, grow_run, load_pairs, load_references, make_dataset
 from mdn.micrographs import region
 
 SMALL = DatasetConfig(n_pairs=15, n_test=3, n_runs=6, shape=(64, 64), time=(2.0, 5.0), varied=0.5)
@@ -88,6 +88,37 @@ def test_interrupted_generation_ends_with_the_same_bytes(made, tmp_path, monkeyp
             np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
 
 
+def test_workers_and_kept_structures_give_the_same_bytes(made, tmp_path, monkeypatch):
+    make_dataset(tmp_path / "p.zarr", SMALL, grown=tmp_path / "grown", workers=2, progress=False)
+    assert len(list((tmp_path / "grown").glob("*.npz"))) == 6 and not list((tmp_path / "grown").glob("*.part"))
+    monkeypatch.setattr(dataset, "grow_run", lambda *_: pytest.fail("grew a run that was kept"))
+    make_dataset(tmp_path / "q.zarr", SMALL, grown=tmp_path / "grown", progress=False)
+    for split in SPLITS:
+        for path in (tmp_path / "p.zarr", tmp_path / "q.zarr"):
+            a, b = load_pairs(made[0], split), load_pairs(path, split)
+            np.testing.assert_array_equal(a.noisy, b.noisy)
+            np.testing.assert_array_equal(a.twin_boundaries, b.twin_boundaries)
+
+
+def test_grains_of_every_size_asked_for():
+    config = DatasetConfig(diameter=(8.0, 60.0), time=(2.0, 5.0), shape=(64, 64))
+    runs = [grow_run(config, run) for run in range(12)]
+    finer = np.array([grains.labels.shape[0] // 64 for grains in runs])
+    count = np.array([len(np.unique(grains.labels)) for grains in runs])
+    diameter = np.sqrt(4 * 64**2 / (np.pi * count))
+    assert set(finer) >= {1, 2} and diameter.min() < 16 and diameter.max() > 25
+    assert (finer * diameter > 0.7 * dataset.RESOLVED).all()  # no interface as wide as its grain
+
+
+def test_small_grains_and_their_own_recipes_are_varied(made):
+    for split in SPLITS:
+        pairs = load_pairs(made[0], split)
+        boundaries = pairs.boundaries
+        assert (boundaries & pairs.twin_boundaries == pairs.twin_boundaries).all()
+        fine = boundaries.mean((1, 2)) > 0.25
+        assert pairs.varied[fine].all()
+
+
 def test_a_finished_dataset_is_left_alone(made, monkeypatch):
     monkeypatch.setattr(dataset, "grow_run", lambda *_: pytest.fail("grew a run that was there"))
     assert make_dataset(made[0], SMALL, progress=False) == made[1]
@@ -111,6 +142,10 @@ def test_crops_lie_where_their_box_says():
     crop, index, (left, upper, right, lower) = references.crop((64, 80), key=jax.random.key(4))
     x, y = references.corners[index]
     np.testing.assert_array_equal(crop, references.images[index][upper - y : lower - y, left - x : right - x])
+    crop, index, (left, upper, right, lower) = references.crop((64, 80), zoom=(2.0, 2.0), key=jax.random.key(4))
+    box = references.images[index][upper - y : lower - y, left - x : right - x]
+    assert crop.shape == (64, 80) and box.shape == (128, 160)
+    assert np.corrcoef(box.reshape(64, 2, 80, 2).mean((1, 3)).ravel(), crop.ravel())[0, 1] > 0.9
 
 
 def test_bad_input_is_named(made, tmp_path):
@@ -120,6 +155,7 @@ def test_bad_input_is_named(made, tmp_path):
         load_pairs(made[0], "holdout")
     with pytest.raises(ValueError, match="no dataset"):
         load_pairs(tmp_path / "nothing.zarr", "train")
-    for bad in ({"n_pairs": 2}, {"n_runs": 1}, {"shape": (8, 8)}, {"varied": 1.5}):
+    wrong = {"n_pairs": 2, "n_runs": 1, "shape": (8, 8), "varied": 1.5, "stand_ins": -1, "diameter": (2, 9)}
+    for bad in ({name: value} for name, value in wrong.items()):
         with pytest.raises(ValueError, match=next(iter(bad))):
             DatasetConfig(**bad)

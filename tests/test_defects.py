@@ -5,43 +5,85 @@ import numpy as np
 import pytest
 
 from mdn import defects
-from mdn.defects import KINDS, DefectStrengths, add_defects
+from mdn.defects import KINDS, ON_GRAINS, DefectStrengths, add_defects
+
+TAKES_BOUNDARIES = {defect.__name__ for defect in ON_GRAINS}
 
 KEY = jax.random.key(5)
 IMAGE = np.full((128, 128), 0.7, np.float32)
 BOUNDARIES = np.indices((128, 128))[1] % 32 == 0
+IMAGES = dict.fromkeys(KINDS, IMAGE)  # a JPEG file shows nothing where there is nothing
+IMAGES["jpeg"] = np.where(BOUNDARIES | BOUNDARIES.T | (np.indices(IMAGE.shape).sum(0) % 37 < 3), 0.2, IMAGE)
+IMAGES["jpeg"] = IMAGES["jpeg"].astype(np.float32)
 
 
 def apply(kind, strength, key=KEY):
-    arguments = (IMAGE, BOUNDARIES) if kind == "thick_boundary" else (IMAGE,)
+    arguments = (IMAGES[kind], BOUNDARIES) if kind in TAKES_BOUNDARIES else (IMAGES[kind],)
     return getattr(defects, kind)(*arguments, strength=strength, key=key)
+
+
+def mean_change(kind, strength, draws):
+    changes = [apply(kind, strength, jax.random.key(k)) - IMAGES[kind] for k in range(draws)]
+    return np.abs(changes).mean()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_stronger_changes_more(kind):
-    change = [np.mean([np.abs(apply(kind, s, jax.random.key(k)) - IMAGE).mean() for k in range(6)]) for s in (0.1, 1.0)]
+    change = [mean_change(kind, s, 6) for s in (0.1, 1.0)]
     assert change[1] > 1.2 * change[0]
     assert all(apply(kind, s).min() >= 0 and apply(kind, s).max() <= 1 for s in (0.1, 1.0))
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_hardly_there_changes_hardly_anything(kind):
+    assert mean_change(kind, 1e-3, 4) < 0.05 * mean_change(kind, 1.0, 4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_follows_its_key_and_leaves_its_input(kind):
-    before = IMAGE.copy()
+    before = IMAGES[kind].copy()
     a, b, c = apply(kind, 0.5), apply(kind, 0.5), apply(kind, 0.5, jax.random.key(6))
-    assert (a == b).all() and (a != c).any() and (before == IMAGE).all()
+    assert (a == b).all() and (a != c).any() and (before == IMAGES[kind]).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_mask_says_where_the_kind_is(kind):
     off = dict.fromkeys(KINDS, 0.0)
-    image, bits = add_defects(IMAGE, BOUNDARIES, strengths=DefectStrengths(**{**off, kind: 1.0}), key=KEY)
+    image, bits = add_defects(IMAGES[kind], BOUNDARIES, strengths=DefectStrengths(**{**off, kind: 1.0}), key=KEY)
     assert set(np.unique(bits)) == {0, 1 << KINDS.index(kind)}
-    np.testing.assert_array_equal(bits > 0, np.abs(image - IMAGE) > defects.VISIBLE)
+    np.testing.assert_array_equal(bits > 0, np.abs(image - IMAGES[kind]) > defects.VISIBLE)
 
 
 def test_no_strength_no_defect():
     image, bits = add_defects(IMAGE, BOUNDARIES, strengths=DefectStrengths(**dict.fromkeys(KINDS, 0.0)), key=KEY)
     assert (image == IMAGE).all() and not bits.any()
+
+
+def test_a_kind_does_not_depend_on_the_others():
+    off = dict.fromkeys(KINDS, 0.0)
+    alone, _ = add_defects(IMAGE, BOUNDARIES, strengths=DefectStrengths(**{**off, "etch_pit": 1.0}), key=KEY)
+    both, bits = add_defects(
+        IMAGE, BOUNDARIES, strengths=DefectStrengths(**{**off, "etch_pit": 1.0, "thick_boundary": 1.0}), key=KEY
+    )
+    untouched = (bits >> KINDS.index("thick_boundary") & 1 == 0) & (np.abs(both - alone) < 1e-6)
+    assert untouched.mean() > 0.3 and (alone[untouched] < IMAGE[untouched]).any()
+
+
+def test_blur_comes_after_the_surface_and_before_the_camera():
+    def roughness(kind, blur):
+        strengths = DefectStrengths(**{**dict.fromkeys(KINDS, 0.0), kind: 1.0})
+        return add_defects(IMAGE, BOUNDARIES, strengths=strengths, blur=blur, key=KEY)[0].std()
+
+    assert roughness("speckle", 2.0) < 0.5 * roughness("speckle", 0.0)
+    assert roughness("noise", 2.0) == pytest.approx(roughness("noise", 0.0))
+    with pytest.raises(ValueError, match="blur"):
+        roughness("noise", -1)
+
+
+def test_rough_etching_differs_from_grain_to_grain():
+    change = apply("mottle", 1.0) - IMAGE
+    spread = [change[:, k + 2 : k + 31].std() for k in range(0, 128, 32)]
+    assert max(spread) > 2 * min(spread)
 
 
 def test_corrosion_follows_boundaries():
@@ -51,10 +93,10 @@ def test_corrosion_follows_boundaries():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_strength_zero_leaves_the_image_and_bad_input_is_named(kind):
-    np.testing.assert_array_equal(apply(kind, 0), IMAGE)
+    np.testing.assert_array_equal(apply(kind, 0), IMAGES[kind])
     with pytest.raises(ValueError, match="strength"):
         apply(kind, 5)
-    boundaries = (BOUNDARIES,) if kind == "thick_boundary" else ()
+    boundaries = (BOUNDARIES,) if kind in TAKES_BOUNDARIES else ()
     for bad in (IMAGE * np.nan, IMAGE[0], (IMAGE * 255).astype(np.uint8)):
         with pytest.raises(ValueError, match="image"):
             getattr(defects, kind)(bad, *boundaries, strength=0.5, key=KEY)

@@ -149,3 +149,31 @@ def test_stretch_is_blind_to_exposure():
     image = np.asarray(noise(40, 40), np.float32)
     np.testing.assert_allclose(stretch(image), stretch(0.3 + 0.4 * image), atol=1e-5)
     assert (stretch(np.full((4, 4), 0.2, np.float32)) == 0.5).all()
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (33, 47), (1, 1)])
+def test_a_coarser_grid_keeps_the_images_size(shape):
+    model = DenoisingNetwork(NetworkConfig(width=8, blocks=1, scale=2), rngs=nnx.Rngs(0))
+    model = nnx.view(model, deterministic=True, use_running_average=True)
+    image = jax.random.uniform(jax.random.key(0), (2, *shape, 1))
+    features = model.encode(image)
+    assert features.shape == (2, -(-shape[0] // 2), -(-shape[1] // 2), 8)
+    assert model(image).shape == image.shape
+
+
+def test_each_pixel_of_a_cell_has_a_place_of_its_own():
+    """Unshuffle, then shuffle, with a network that does nothing in between: the image comes back."""
+    model = DenoisingNetwork(NetworkConfig(width=4, blocks=1, scale=2), rngs=nnx.Rngs(0))
+    model.features, model.reconstruction = (lambda x: x), (lambda x: x)
+    image = jax.random.uniform(jax.random.key(0), (1, 5, 7, 1))
+    np.testing.assert_array_equal(model.decode(model.encode(image), (5, 7)), image)
+
+
+def test_the_coarser_network_sees_twice_as_far():
+    def reach(scale):
+        model = DenoisingNetwork(NetworkConfig(width=8, blocks=1, scale=scale, attention=False), rngs=nnx.Rngs(0))
+        model = nnx.view(model, deterministic=True, use_running_average=True)
+        image = jnp.full((1, 64, 64, 1), 0.5)
+        return int((np.abs(model(image.at[0, 32, 32, 0].set(1.0)) - model(image))[0, 32, :, 0] > 0).sum())
+
+    assert reach(2) > 1.7 * reach(1)

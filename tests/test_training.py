@@ -1,13 +1,16 @@
 """Training: Eq. 11, that it learns, and that an interrupted run ends where the whole one does."""
 
+from dataclasses import replace
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from mdn.baselines import DnCNN
 from mdn.network import DenoisingNetwork, NetworkConfig
-from mdn.training import History, TrainingConfig, fit, loss, predict, train_step
+from mdn.training import History, TrainingConfig, _batch, fit, loss, predict, train_step
 
 TINY = NetworkConfig(width=8, blocks=2)
 KEY = jax.random.key(1)
@@ -101,6 +104,43 @@ def test_train_step_lowers_the_loss():
     assert values[-1] < values[0]
 
 
+def test_the_average_is_what_is_evaluated_and_kept():
+    """At a wild rate the averaged weights lie nearer the start than the last ones do."""
+    config = TrainingConfig(steps=30, batch=4, crop=16, learning_rate=0.02, evaluate_every=30)
+    ends = {}
+    for average in (0.0, 0.99):
+        model = network()
+        fit(model, pairs(), pairs(2), config=replace(config, average=average), key=KEY, progress=False)
+        ends[average] = np.concatenate([np.ravel(leaf) for leaf in leaves(model)])
+    start = np.concatenate([np.ravel(leaf) for leaf in leaves(network())])
+    assert 0 < np.linalg.norm(ends[0.99] - start) < 0.9 * np.linalg.norm(ends[0.0] - start)
+
+
+def test_edges_weigh_the_differences_of_neighbours():
+    class Off(nnx.Module):
+        def __init__(self, error):
+            self.error = error
+
+        def __call__(self, x):
+            return x + self.error
+
+    x = jnp.zeros((1, 8, 8, 1))
+    constant, step = jnp.full(x.shape, 0.1), jnp.where(jnp.arange(8)[None, None, :, None] < 4, 0.1, -0.1) + 0 * x
+    assert loss(Off(constant), x, x, 0.0, 5.0) == pytest.approx(0.01)  # no edge is wrong
+    assert loss(Off(step), x, x, 0.0, 5.0) == pytest.approx(0.01 + 5 * 0.2**2 / 7)
+
+
+def test_grey_jitter_changes_the_input_and_not_the_truth():
+    noisy, clean = pairs()
+    plain = _batch(noisy, clean, CONFIG, np.array([0, 7], np.uint32), 0)
+    other = _batch(noisy, clean, replace(CONFIG, grey_jitter=0.2), np.array([0, 7], np.uint32), 0)
+    assert (plain[1][0] == other[1][0]).all() and (plain[0][0] != other[0][0]).any()
+    inside = (other[0][0] > 0) & (other[0][0] < 1)
+    fit_line = np.polyfit(plain[0][0][inside], other[0][0][inside], 1)
+    np.testing.assert_allclose(np.polyval(fit_line, plain[0][0][inside]), other[0][0][inside], atol=1e-5)
+    assert abs(fit_line[0] - 1) <= 0.2
+
+
 def test_dropout_masks_differ_from_step_to_step():
     noisy, clean = pairs(4)
     config = TrainingConfig(learning_rate=1e-12)
@@ -137,6 +177,7 @@ def test_bad_input_is_named():
         fit(network(), (noisy, clean[:3]), (noisy, clean), config=CONFIG, key=KEY)
     with pytest.raises(ValueError, match="validation holds NaN"):
         fit(network(), (noisy, clean), (noisy * np.nan, clean), config=CONFIG, key=KEY)
-    for bad in ({"steps": 0}, {"crop": 0}, {"l2": -1.0}, {"schedule": "linear"}, {"dropout_until": 2.0}):
+    wrong = {"steps": 0, "crop": 0, "l2": -1.0, "schedule": "linear", "dropout_until": 2.0, "average": 1.0}
+    for bad in ({name: value} for name, value in wrong.items()):
         with pytest.raises(ValueError, match=next(iter(bad))):
             TrainingConfig(**bad)

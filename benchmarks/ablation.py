@@ -1,0 +1,171 @@
+"""What each part is worth: `python benchmarks/ablation.py`, again to go on; `--seeds 3 --only "best" "no attention"`.
+
+Every row is trained alike, on as many pairs of the same grown structures and for as many steps of as many crops, with
+one part removed or switched, and scored on the same test pairs, of which no row saw a grain or a region. DnCNN gets
+the seconds that the first row took instead. The network is half as wide as the shipped one and the training short: the
+table says what each part is worth at this budget. Rows go to results/ablation.json one by one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+import mdn
+from benchmarks.shipped_weights import NETWORK, PAIRS, RECIPE, write
+from mdn import metrics
+from mdn.baselines import DnCNN, score_methods
+from mdn.micrographs import load_source, luminance, traced_boundaries
+from mdn.network import stretch
+from mdn.training import predict
+
+RESULTS = Path(__file__).parent / "results" / "ablation.json"
+SMALL = replace(PAIRS, n_pairs=500, n_test=0, n_runs=250)
+BUDGET = {"steps": 400, "learning_rate": 2e-3, "average": 0.98, "evaluate_every": 400}
+TUNED_ON, TESTED_ON = 16, 40  # validation pairs for boundary thresholds; test pairs of each kind
+COLUMNS = ("raw PSNR", "aligned PSNR", "SSIM", "boundary F")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What differs from the first row: fields of the network, of the training, and parts of the pairs left out."""
+
+    network: dict = field(default_factory=dict)
+    training: dict = field(default_factory=dict)
+    without: tuple[str, ...] = ()
+    dncnn: bool = False
+
+
+VARIANTS = {
+    "best": Variant(),
+    "DnCNN, same seconds": Variant(dncnn=True),
+    "no attention": Variant({"attention": False}),
+    "gate as printed (LeakyReLU)": Variant({"gate": "leaky_relu"}),
+    "no FFT blend": Variant(without=("blend",)),
+    "no histogram matching": Variant(without=("matching",)),
+    "no artificial defects": Variant(without=("defects",)),
+    "no twins": Variant(without=("twins",)),
+    "full swaps alone": Variant(without=("partial swaps", "space alone")),
+    "no looks of etching": Variant(without=("looks",)),
+    "full resolution, as wide for the same work": Variant({"scale": 1, "width": 16}),
+    "no edges in the loss": Variant(training={"edges": 0.0}),
+    "no averaged weights": Variant(training={"average": 0.0}),
+    "no symmetries": Variant(training={"symmetries": False}),
+    "no grey jitter": Variant(training={"grey_jitter": 0.0}),
+    "dropout to the end": Variant(training={"dropout_until": 1.0}),
+    "Adam at 1e-4, constant": Variant(training={"schedule": "constant", "learning_rate": 1e-4}),
+    "the paper's loss and rate": Variant(
+        training={"schedule": "constant", "learning_rate": 1e-4, "edges": 0.0, "average": 0.0}
+    ),
+}
+
+
+def train(variant: Variant, directory: Path, seed: int, seconds: float | None, workers: int) -> tuple:
+    """The trained network and how long it took."""
+    name = "-".join(("pairs", *variant.without)).replace(" ", "_")
+    mdn.make_dataset(
+        directory / f"{name}.zarr", replace(SMALL, without=variant.without), grown=directory.parent / "grown",
+        workers=workers,
+    )  # fmt: skip
+    pairs = mdn.load_pairs(directory / f"{name}.zarr", "train")
+    recipe = replace(RECIPE, **{**BUDGET, **variant.training})
+    data, few = (pairs.noisy, pairs.clean), (pairs.noisy[:2], pairs.clean[:2])
+    key = jax.random.key(seed)
+    if variant.dncnn:
+        model = DnCNN(rngs=nnx.Rngs(seed))
+        trial = replace(recipe, steps=12, evaluate_every=2)
+        history = mdn.fit(model, data, few, config=trial, key=key, progress=False)
+        one = (history.seconds[-1] - history.seconds[0]) / (history.step[-1] - history.step[0])
+        recipe = replace(recipe, steps=max(12, round(seconds / one)), evaluate_every=max(12, round(seconds / one)))
+        model = DnCNN(rngs=nnx.Rngs(seed))
+    else:
+        model = mdn.DenoisingNetwork(replace(NETWORK, **{"width": 32} | variant.network), rngs=nnx.Rngs(seed))
+    start = time.monotonic()
+    mdn.fit(model, data, few, config=recipe, key=key, progress=False)
+    return model, recipe.steps, time.monotonic() - start
+
+
+def score(model: nnx.Module, directory: Path) -> dict[str, list[float]]:
+    """Test pairs by recipe, and the annotated steel: the columns, one value an image."""
+
+    def method(image):
+        return predict(model, stretch(image)[None])[0]
+
+    validation, test = (mdn.load_pairs(directory.parent / "pairs.zarr", split) for split in ("validation", "test"))
+    chosen = np.concatenate([np.flatnonzero(test.varied == v)[:TESTED_ON] for v in (False, True)])
+    images = tuple(a[chosen] for a in (test.noisy, test.clean, test.boundaries))
+    rows = np.array(score_methods({"it": method}, validation.scored(TUNED_ON), images)["it"])
+    scores = {
+        f"{kind}, {column}": [row[column] for row in rows[test.varied[chosen] == varied]]
+        for kind, varied in (("paper", False), ("varied", True))
+        for column in COLUMNS
+    }
+    steel = method(luminance(load_source("steel_nist").pixels))
+    found = metrics.detect_boundaries(steel, rows[0]["threshold"])
+    return scores | {"steel, boundary F": [metrics.boundary_score(found, traced_boundaries("steel_nist")).f]}
+
+
+def table(kept: dict) -> dict:
+    """Means over test pairs and seeds, and the difference in aligned PSNR to the first row with its 95 % interval."""
+    rows, first = [], kept.get("best", {})
+    columns = ["variant", "seeds", "steps", "minutes"]
+    for name in VARIANTS:
+        runs = kept.get(name, {})
+        if not runs:
+            continue
+        some = next(iter(runs.values()))["scores"]
+        means = {c: float(np.mean([run["scores"][c] for run in runs.values()])) for c in some}
+        row = [name, len(runs), *(float(np.mean([run[c] for run in runs.values()])) for c in ("steps", "minutes"))]
+        row += list(means.values())
+        for kind in ("paper", "varied"):
+            shared = [seed for seed in runs if seed in first]
+            column = f"{kind}, aligned PSNR"
+            gaps = [np.subtract(runs[s]["scores"][column], first[s]["scores"][column]) for s in shared]
+            gap = np.mean(gaps, axis=0) if gaps else np.full(2, np.nan)
+            row += [float(gap.mean()), float(1.96 * gap.std(ddof=1) / np.sqrt(gap.size))]
+        rows.append(row)
+        columns = ["variant", "seeds", "steps", "minutes", *means]
+        for kind in ("paper", "varied"):
+            columns += [f"{kind}, aligned gap (dB)", f"{kind}, 95 % +-"]
+    return {"columns": columns, "rows": rows}
+
+
+def main() -> None:
+    """Train and score what is not there yet, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--directory", type=Path, default=Path("data/shipped/ablation"))
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--only", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    arguments = parser.parse_args()
+    kept = json.loads(RESULTS.read_text()).get("runs", {}) if RESULTS.exists() else {}
+    for seed in range(arguments.seeds):
+        for name in arguments.only:
+            if str(seed) in kept.get(name, {}):
+                continue
+            seconds = kept.get("best", {}).get(str(seed), {}).get("minutes", 0) * 60
+            arguments.directory.mkdir(parents=True, exist_ok=True)
+            model, steps, took = train(VARIANTS[name], arguments.directory, seed, seconds, arguments.workers)
+            run = {"steps": steps, "minutes": took / 60, "scores": score(model, arguments.directory)}
+            kept.setdefault(name, {})[str(seed)] = run
+            commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout
+            machine = f"{platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__} on {jax.default_backend()}"
+            told = {"command": "python benchmarks/ablation.py", "commit": commit.strip(), "machine": machine}
+            write(RESULTS, json.dumps({**told, **table(kept), "runs": kept}, indent=1))
+            print(name, seed, {c: round(float(np.mean(v)), 3) for c, v in run["scores"].items()}, flush=True)
+    for row in table(kept)["rows"]:
+        print(" | ".join(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row))
+
+
+if __name__ == "__main__":
+    main()
