@@ -10,7 +10,8 @@ PY        := $(VENV)/bin/python
 STAMP     := $(VENV)/.made-from-lock
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 RUN       := $(PY) notebooks/reproduce.py
-BENCHMARKS = $(filter-out benchmarks/shipped_weights.py,$(wildcard benchmarks/*.py))
+STUDIES    = rivals uncertainty attention ablation
+BENCHMARKS = $(filter-out $(patsubst %,benchmarks/%.py,shipped_weights $(STUDIES)),$(wildcard benchmarks/*.py))
 
 # Same seed, same bytes: sets and dicts of strings keep their order from run to run.
 export PYTHONHASHSEED := 0
@@ -18,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env reproduce paper smoke figures lab weights bench test test-slow lint lock clean
+.PHONY: help env reproduce paper smoke figures lab weights bench studies test test-slow lint lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-17s %s\n", $$1, $$2}'
@@ -56,6 +57,9 @@ weights: env  ## train the shipped weights anew, or go on: hours, needs the real
 
 bench: env  ## the side-by-side tables of benchmarks/
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; MPLBACKEND=Agg $(PY) $$script $(ARGS); done
+
+studies: env  ## rivals, uncertainty, attention, ablation, on the pairs of `make weights`: an hour or more
+	@set -e; for study in $(STUDIES); do echo "== $$study"; MPLBACKEND=Agg $(PY) -m benchmarks.$$study; done
 
 test: lint  ## lint, then the tests
 	@MPLBACKEND=Agg $(PY) -m pytest $(ARGS)

@@ -1,4 +1,4 @@
-"""What each part is worth: `python benchmarks/ablation.py`, again to go on; `--seeds 3 --only "best" "no attention"`.
+"""What each part is worth: `python -m benchmarks.ablation`, again to go on; `--seeds 3 --only best "no attention"`.
 
 Every row is trained alike, on as many pairs of the same grown structures and for as many steps of as many crops, with
 one part removed or switched, and scored on the same test pairs, of which no row saw a grain or a region. DnCNN gets
@@ -31,7 +31,7 @@ from mdn.training import predict
 
 RESULTS = Path(__file__).parent / "results" / "ablation.json"
 SMALL = replace(PAIRS, n_pairs=500, n_test=0, n_runs=250)
-BUDGET = {"steps": 400, "learning_rate": 2e-3, "average": 0.98, "evaluate_every": 400}
+BUDGET = {"steps": 300, "learning_rate": 2e-3, "average": 0.98, "evaluate_every": 300}
 TUNED_ON, TESTED_ON = 16, 40  # validation pairs for boundary thresholds; test pairs of each kind
 COLUMNS = ("raw PSNR", "aligned PSNR", "SSIM", "boundary F")
 
@@ -160,7 +160,7 @@ def main() -> None:
             kept.setdefault(name, {})[str(seed)] = run
             commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout
             machine = f"{platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__} on {jax.default_backend()}"
-            told = {"command": "python benchmarks/ablation.py", "commit": commit.strip(), "machine": machine}
+            told = {"command": "python -m benchmarks.ablation", "commit": commit.strip(), "machine": machine}
             write(RESULTS, json.dumps({**told, **table(kept), "runs": kept}, indent=1))
             print(name, seed, {c: round(float(np.mean(v)), 3) for c, v in run["scores"].items()}, flush=True)
     for row in table(kept)["rows"]:

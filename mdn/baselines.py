@@ -1,35 +1,58 @@
 """What the network is measured against (I): classical filters behind one signature, and DnCNN.
 
-Filters take and give float images [h, w] in [0, 1]; each has one main parameter, tuned on validation pairs
-before it is compared.
+Filters take and give float images [h, w] in [0, 1]; each has one main parameter, two where it takes two, tuned on
+validation pairs before it is compared.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
+from itertools import product
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 from scipy import ndimage
-from skimage.morphology import disk
-from skimage.restoration import denoise_nl_means, denoise_tv_chambolle, denoise_wavelet, estimate_sigma
+from skimage.draw import line
+from skimage.morphology import area_closing, black_tophat, disk, skeletonize
+from skimage.restoration import (
+    denoise_bilateral,
+    denoise_nl_means,
+    denoise_tv_chambolle,
+    denoise_wavelet,
+    inpaint_biharmonic,
+)
+from skimage.transform import probabilistic_hough_line
 
+from mdn.defects import KINDS, DefectStrengths, add_defects
 from mdn.metrics import (
+    align,
     aligned_psnr,
+    boundary_recall,
     boundary_score,
     choose_threshold,
     detect_boundaries,
     image_scores,
-    label_boundaries,
+    restored_share,
 )
+from mdn.network import stretch
 
 Number = float | int
-Filter = Callable[[np.ndarray, Number], np.ndarray]
-Triple = tuple[np.ndarray, np.ndarray, np.ndarray]  # noisy, clean and regions, each [N, H, W]
+Parameter = Number | tuple[Number, ...]
+Method = Callable[[np.ndarray], np.ndarray]
+Triple = tuple[np.ndarray, np.ndarray, np.ndarray]  # noisy, clean and true boundaries (bool), each [N, H, W]
+SIGMAS = (0.02, 0.04, 0.07, 0.1, 0.15, 0.22, 0.32, 0.45)  # absolute: an estimate misses noise that is correlated
+LARGEST_SPOT = 80  # px of area: a pit or a speck of dust, not a piece of a boundary
+SHORTEST_SCRATCH = 50  # px of a straight line: boundaries bend sooner, most of them
 
 
 def gaussian(image: Float[np.ndarray, "h w"], sigma: Number) -> Float[np.ndarray, "h w"]:
@@ -42,18 +65,14 @@ def median(image: Float[np.ndarray, "h w"], radius: Number) -> Float[np.ndarray,
     return ndimage.median_filter(image, footprint=disk(int(radius)), mode="reflect")
 
 
-def wavelet(image: Float[np.ndarray, "h w"], strength: Number) -> Float[np.ndarray, "h w"]:
-    """Soft BayesShrink thresholds of db2 wavelets, `strength` x the estimated noise (Chang et al. 2000)."""
-    sigma = strength * estimate_sigma(image)
+def wavelet(image: Float[np.ndarray, "h w"], sigma: Number) -> Float[np.ndarray, "h w"]:
+    """Soft BayesShrink thresholds of db2 wavelets for noise of standard deviation `sigma` (Chang et al. 2000)."""
     return denoise_wavelet(image, sigma, "db2", mode="soft", method="BayesShrink", rescale_sigma=True)
 
 
-def non_local_means(image: Float[np.ndarray, "h w"], strength: Number) -> Float[np.ndarray, "h w"]:
-    """Mean over like patches of 5 px within 13, h = `strength` x the estimated noise (Buades et al. 2005)."""
-    sigma = estimate_sigma(image)
-    if sigma == 0:
-        return image
-    return denoise_nl_means(image, patch_size=5, patch_distance=6, h=strength * sigma, sigma=sigma)
+def non_local_means(image: Float[np.ndarray, "h w"], sigma: Number) -> Float[np.ndarray, "h w"]:
+    """Mean over like patches of 5 px within 13, h = 0.8 sigma of the noise (Buades et al. 2005)."""
+    return denoise_nl_means(image, patch_size=5, patch_distance=6, h=0.8 * sigma, sigma=sigma)
 
 
 def total_variation(image: Float[np.ndarray, "h w"], weight: Number) -> Float[np.ndarray, "h w"]:
@@ -61,22 +80,63 @@ def total_variation(image: Float[np.ndarray, "h w"], weight: Number) -> Float[np
     return denoise_tv_chambolle(image, weight=weight)
 
 
+def bilateral(image: Float[np.ndarray, "h w"], contrast: Number, sigma: Number) -> Float[np.ndarray, "h w"]:
+    """Mean over a Gaussian of `sigma` px, of greys that differ by about `contrast` at most (Tomasi, Manduchi 1998)."""
+    window = 1 + 2 * round(2 * sigma)
+    return denoise_bilateral(image, win_size=window, sigma_color=contrast, sigma_spatial=sigma, mode="symmetric")
+
+
+def bm3d(image: Float[np.ndarray, "h w"], sigma: Number) -> Float[np.ndarray, "h w"]:
+    """Like blocks filtered together in 3-D, for noise of standard deviation `sigma` (Dabov et al. 2007)."""
+    from bm3d import bm3d
+
+    return bm3d(image, sigma)
+
+
+def closing(image: Float[np.ndarray, "h w"], area: Number) -> Float[np.ndarray, "h w"]:
+    """Dark spots of fewer than `area` px filled up to their rim (Vincent 1993). A disc would fill boundaries too."""
+    return area_closing(image, int(area))
+
+
+def inpainting(image: Float[np.ndarray, "h w"], threshold: Number) -> Float[np.ndarray, "h w"]:
+    """Dark spots and straight dark lines are cut out and filled by a biharmonic surface (Damelin, Hoang 2018).
+
+    Dark: black top-hat over a disc of 4 px above `threshold`. Spots: of at most 80 px. Lines: of at least 50 px, by a
+    probabilistic Hough transform. It cannot tell a straight boundary from a scratch.
+    """
+    dark = black_tophat(image, disk(4)) > threshold
+    pieces, _ = ndimage.label(dark, np.ones((3, 3)))
+    area = np.bincount(pieces.ravel())
+    spots, scratches = dark & (area <= LARGEST_SPOT)[pieces], np.zeros_like(dark)
+    thin = skeletonize(dark)
+    for (x0, y0), (x1, y1) in probabilistic_hough_line(thin, 20, SHORTEST_SCRATCH, line_gap=4, rng=0):
+        scratches[line(y0, x0, y1, x1)] = True
+    cut = ndimage.binary_dilation(spots | (dark & ndimage.binary_dilation(scratches, disk(2))))
+    if cut.all() or not cut.any():
+        return image
+    return inpaint_biharmonic(image, cut, split_into_regions=True)
+
+
 @dataclass(frozen=True)
 class Baseline:
-    """A filter by name: `apply(image, parameter)`, and the values of its parameter to try, rising."""
+    """A filter by name: `apply(image, parameter)`, and the values of its parameter to try, rising.
+
+    A filter of two parameters takes them as a tuple.
+    """
 
     name: str
-    filter: Filter
-    grid: tuple[Number, ...]
+    filter: Callable[..., np.ndarray]
+    grid: tuple[Parameter, ...]
 
-    def apply(self, image: np.ndarray, parameter: Number) -> np.ndarray:
+    def apply(self, image: np.ndarray, parameter: Parameter) -> np.ndarray:
         """The image [H, W] filtered, float32 in [0, 1]; ValueError for other ranks, NaN, a parameter <= 0."""
         image = np.asarray(image, np.float32)
         if image.ndim != 2 or image.size == 0 or not np.isfinite(image).all():
             raise ValueError(f"image: shape {image.shape}; accepted: [H, W], not empty, finite")
-        if not parameter > 0:
+        values = parameter if isinstance(parameter, tuple) else (parameter,)
+        if not all(value > 0 for value in values):
             raise ValueError(f"parameter: {parameter}; accepted: above 0, {self.name} tries {self.grid}")
-        return np.clip(self.filter(image, parameter), 0, 1).astype(np.float32)
+        return np.clip(self.filter(image, *values), 0, 1).astype(np.float32)
 
 
 BASELINES: dict[str, Baseline] = {
@@ -84,10 +144,15 @@ BASELINES: dict[str, Baseline] = {
     for baseline in (
         Baseline("gaussian", gaussian, (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)),
         Baseline("median", median, (1, 2, 3, 4, 6)),
-        Baseline("wavelet", wavelet, (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0)),
-        Baseline("non-local means", non_local_means, (0.4, 0.6, 0.8, 1.2, 2.0, 3.0, 5.0)),
-        Baseline("total variation", total_variation, (0.03, 0.06, 0.1, 0.15, 0.22, 0.32, 0.5)),
+        Baseline("bilateral", bilateral, tuple(product((0.1, 0.2, 0.4, 0.8), (1, 2, 4)))),
+        Baseline("wavelet", wavelet, SIGMAS),
+        Baseline("non-local means", non_local_means, SIGMAS),
+        Baseline("total variation", total_variation, (0.03, 0.06, 0.1, 0.15, 0.22, 0.32, 0.5, 0.8)),
+        Baseline("closing", closing, (4, 16, 64, 128, 256, 512, 1024)),
+        Baseline("inpainting", inpainting, (0.05, 0.1, 0.15, 0.2, 0.3, 0.4)),
+        Baseline("BM3D", bm3d, SIGMAS[2:7]),
     )
+    if baseline.name != "BM3D" or find_spec("bm3d")  # free for non-commercial use only: an extra of its own
 }
 
 
@@ -96,7 +161,7 @@ def tune(
     noisy: Sequence[np.ndarray] | np.ndarray,
     clean: Sequence[np.ndarray] | np.ndarray,
     score: Callable[[np.ndarray, np.ndarray], float] = aligned_psnr,
-) -> Number:
+) -> Parameter:
     """The parameter of the baseline's grid with the highest mean score(filtered, clean) on validation pairs.
 
     noisy, clean: as many images [H, W] of each, in [0, 1]. Raises ValueError for none, or unequal numbers.
@@ -104,42 +169,90 @@ def tune(
     if len(noisy) == 0 or len(noisy) != len(clean):
         raise ValueError(f"noisy: {len(noisy)} images, clean: {len(clean)}; accepted: as many, at least one")
 
-    def mean_score(parameter: Number) -> float:
+    def mean_score(parameter: Parameter) -> float:
         pairs = zip(noisy, clean, strict=True)
         return float(np.mean([score(baseline.apply(x, parameter), y) for x, y in pairs]))
 
     return max(baseline.grid, key=mean_score)
 
 
-def tuned_filters(noisy: np.ndarray, clean: np.ndarray) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+def tuned_filters(noisy: np.ndarray, clean: np.ndarray) -> dict[str, Method]:
     """Every classical filter with its parameter tuned on validation pairs [N, H, W], named with that parameter."""
-    values = {name: tune(baseline, noisy, clean) for name, baseline in BASELINES.items()}
-    return {f"{name} ({v:g})": partial(BASELINES[name].apply, parameter=v) for name, v in values.items()}
+    filters = {}
+    for name, baseline in BASELINES.items():
+        value = tune(baseline, noisy, clean)
+        named = ", ".join(f"{v:g}" for v in (value if isinstance(value, tuple) else (value,)))
+        filters[f"{name} ({named})"] = partial(baseline.apply, parameter=value)
+    return filters
 
 
-def score_methods(
-    methods: dict[str, Callable[[np.ndarray], np.ndarray]], validation: Triple, test: Triple
-) -> dict[str, list[dict[str, float]]]:
+def score_methods(methods: dict[str, Method], validation: Triple, test: Triple) -> dict[str, list[dict[str, float]]]:
     """Score each method on test pairs; its boundary threshold is the one that suits it on validation pairs.
 
     Args:
         methods: from a name to a function of an image [H, W] in [0, 1].
-        validation, test: (noisy, clean, regions), each [N, H, W]; where regions change, a boundary is true.
+        validation, test: (noisy, clean, boundaries), each [N, H, W], the true boundaries bool.
 
     Returns:
         For each method one dict a test pair: the columns of `metrics.image_scores`, boundary F, precision, recall.
     """
-    truths, expected = ([label_boundaries(r, periodic=True) for r in triple[2]] for triple in (validation, test))
     scores = {}
     for name, method in methods.items():
-        threshold = choose_threshold([method(x) for x in validation[0]], truths)
+        threshold = choose_threshold([method(x) for x in validation[0]], validation[2])
         scores[name] = []
-        for noisy, clean, truth in zip(test[0], test[1], expected, strict=True):
+        for noisy, clean, truth in zip(*test, strict=True):
             output = method(noisy)
             found = boundary_score(detect_boundaries(output, threshold), truth)
             shape = {"boundary F": found.f, "precision": found.precision, "recall": found.recall}
             scores[name].append(image_scores(output, noisy, clean) | shape | {"threshold": threshold})
     return scores
+
+
+def one_defect(
+    clean: Float[np.ndarray, "h w"], boundaries: Bool[np.ndarray, "h w"], kind: str, strength: Number, *, key: Array
+) -> tuple[Float[np.ndarray, "h w"], Bool[np.ndarray, "h w"]]:
+    """The image with one kind of defect (of `defects.KINDS`) alone, and where it is visible; ValueError for others."""
+    if kind not in KINDS:
+        raise ValueError(f"kind: {kind!r}; accepted: {', '.join(KINDS)}")
+    strengths = DefectStrengths(**dict.fromkeys(KINDS, 0.0) | {kind: strength})
+    image, bits = add_defects(clean, boundaries, strengths=strengths, key=key)
+    return image, bits > 0
+
+
+def score_removal(
+    methods: dict[str, Method],
+    thresholds: dict[str, Number],
+    clean: Float[np.ndarray, "n h w"],
+    boundaries: Bool[np.ndarray, "n h w"],
+    twins: Bool[np.ndarray, "n h w"],
+    *,
+    key: Array,
+    kinds: Sequence[str] = KINDS,
+    strengths: Sequence[Number] = (0.25, 0.5, 1.0),
+) -> list[dict]:
+    """How much of each kind of defect, alone on clean images and without a blend, each method takes away.
+
+    Args:
+        methods: from a name to a function of an image [H, W] in [0, 1].
+        thresholds: of the boundary detector, by method.
+        clean, boundaries, twins: truths [N, H, W], their boundaries (corrosion follows them), those of twins.
+        key: of the defects, which are the same for all methods.
+
+    Returns:
+        One dict a kind, strength, method and image: "restored", the share of the defect's visible pixels that are
+        within 0.1 of the truth once the output is aligned to it, and "twin recall". NaN where there are none.
+    """
+    rows = []
+    for kind, strength, i in product(kinds, strengths, range(len(clean))):
+        one = jax.random.fold_in(jax.random.fold_in(key, KINDS.index(kind)), i)
+        image, visible = one_defect(clean[i], boundaries[i], kind, strength, key=one)
+        for name, method in methods.items():
+            output = method(image)
+            restored = restored_share(align(output, clean[i]), clean[i].astype(float), visible)
+            recall = boundary_recall(detect_boundaries(output, thresholds[name]), twins[i])
+            rows.append({"kind": kind, "strength": strength, "method": name, "image": i})
+            rows[-1] |= {"restored": restored, "twin recall": recall}
+    return rows
 
 
 class DnCNN(nnx.Module):
@@ -156,6 +269,7 @@ class DnCNN(nnx.Module):
         def conv(n, m, **options):
             return nnx.Conv(n, m, (3, 3), kernel_init=nnx.initializers.he_normal(), rngs=rngs, **options)
 
+        self.width, self.depth = width, depth
         self.first = conv(1, width)
         self.middle = nnx.List([conv(width, width, use_bias=False) for _ in range(depth - 2)])
         self.norms = nnx.List([nnx.BatchNorm(width, momentum=0.9, rngs=rngs) for _ in range(depth - 2)])
@@ -169,3 +283,40 @@ class DnCNN(nnx.Module):
         for conv, norm in zip(self.middle, self.norms, strict=True):
             x = jax.nn.relu(norm(conv(x)))
         return image - self.last(x)
+
+
+def as_method(model: nnx.Module) -> Method:
+    """A trained model as a function of images [H, W], applied as the network is: range stretched first."""
+    graph, state = nnx.split(nnx.view(model, deterministic=True, use_running_average=True))
+    apply = jax.jit(lambda x: nnx.merge(graph, state)(x[None, :, :, None])[0, :, :, 0])
+    return lambda image: np.clip(np.asarray(apply(stretch(image))), 0, 1)
+
+
+def save_dncnn(path: str | Path, model: DnCNN) -> None:
+    """Write a DnCNN's parameters, batch-norm statistics and size as safetensors, whole or not at all."""
+    state = nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat)))
+    tensors = {".".join(map(str, name)): np.asarray(leaf[...], np.float32) for name, leaf in state}
+    path = Path(path)
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_bytes(save(tensors, {"dncnn": json.dumps({"width": model.width, "depth": model.depth})}))
+    temporary.replace(path)
+
+
+def load_dncnn(path: str | Path) -> DnCNN:
+    """The DnCNN of a file of `save_dncnn`.
+
+    Raises FileNotFoundError where there is no such file, ValueError where it holds no DnCNN.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}")
+    try:
+        with safe_open(path, "np") as file:
+            model = DnCNN(**json.loads(file.metadata()["dncnn"]), rngs=nnx.Rngs(0))
+            state = nnx.state(model, (nnx.Param, nnx.BatchStat))
+            for name, leaf in nnx.to_flat_state(state):
+                leaf[...] = jnp.asarray(file.get_tensor(".".join(map(str, name)))).reshape(leaf.shape)
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        raise ValueError(f"{path} does not hold a DnCNN ({error!r}); accepted: a file of save_dncnn") from error
+    nnx.update(model, state)
+    return model

@@ -290,6 +290,24 @@ def plot_defects(panels: dict) -> Figure:
     return fig
 
 
+@_styled
+def plot_contact_sheet(inputs: Sequence, truths: Sequence, names: Sequence[str]) -> Figure:
+    """Inputs [H, W], each named and above its truth, eight to a row."""
+    columns = min(len(inputs), 8)
+    rows = math.ceil(len(inputs) / columns)
+    ratio = inputs[0].shape[0] / inputs[0].shape[1]
+    fig = NotebookFigure(figsize=(WIDTH, rows * (2 * ratio * WIDTH / columns + 0.25)), layout="constrained")
+    axes = fig.subplots(2 * rows, columns, squeeze=False)
+    for ax in axes.ravel():
+        ax.set_axis_off()
+    for n, (image, truth, name) in enumerate(zip(inputs, truths, names, strict=True)):
+        row, column = divmod(n, columns)
+        _draw(axes[2 * row, column], _unit(image, name))
+        axes[2 * row, column].set_title(name, fontsize=7)
+        _draw(axes[2 * row + 1, column], _unit(truth, name))
+    return fig
+
+
 def _box(page: Axes, x: float, y: float, width: float, height: float, text: str = "", fill="white", edge=INK):
     """A rounded box from its left lower corner, its text in the middle."""
     style = {"boxstyle": "round,pad=0,rounding_size=0.04", "facecolor": fill, "edgecolor": edge, "linewidth": 0.8}
@@ -592,4 +610,84 @@ def plot_swipe(before, after, position: float | int) -> Figure:
     ax.axvline(column - 0.5, color=ORANGE)
     ax.set_title("◂ before", loc="left")
     ax.set_title("after ▸", loc="right")
+    return fig
+
+
+@_styled
+def plot_strengths(rows: Sequence, ylabel: str) -> Figure:
+    """What methods reach against the strength of a defect, a panel a kind: rows (kind, strength, method, value).
+
+    value: a number, or (mean, low, high), whose interval is then shaded. The network stands out.
+    """
+    panels, methods = (list(dict.fromkeys(str(row[i]) for row in rows)) for i in (0, 2))
+    columns = min(len(panels), 4)
+    lines = math.ceil(len(panels) / columns)
+    fig = NotebookFigure(figsize=(WIDTH, 1.75 * lines + 0.5), layout="constrained")
+    axes = fig.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    others = iter(((INK, ":"), (BLUE, "--"), (GREEN, "-."), (ORANGE, "--"), (PINK, "-.")))
+    looks = {name: (RED, "-") if "network" in name.lower() else next(others, (SKY, "--")) for name in methods}
+    for ax, panel in zip(axes, panels, strict=False):
+        for name, (colour, dashes) in looks.items():
+            found = [row for row in rows if (str(row[0]), str(row[2])) == (panel, name)]
+            strength, value = [row[1] for row in found], [np.array(row[3], float).ravel() for row in found]
+            ax.plot(strength, [v[0] for v in value], dashes, marker="o", color=colour, label=name)
+            low, high = ([v[i] if v.size > 1 else np.nan for v in value] for i in (1, -1))
+            ax.fill_between(strength, low, high, color=colour, alpha=0.15, linewidth=0)
+        ax.set(title=panel, ylim=(-0.03, 1.03), xlim=(-0.03, 1.03))
+    for ax in axes[len(panels) :]:
+        ax.set_axis_off()
+    for ax in axes[max(len(panels) - columns, 0) : len(panels)]:
+        ax.tick_params(labelbottom=True)
+    fig.supxlabel("strength", size=9)
+    fig.supylabel(ylabel, size=9)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(methods))
+    return fig
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence]) -> str:
+    """A table as Markdown: floats in two digits, (mean, low, high) as a mean and its interval, None as a gap."""
+
+    def text(value) -> str:
+        if isinstance(value, list | tuple):
+            mean, low, high = map(text, value)
+            return mean if "" in (low, high) or low == high else f"{mean} ({low} to {high})"
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            return ""
+        return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+    lines = [list(columns), ["---"] * len(columns), *(list(map(text, row)) for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+@_styled
+def plot_sparsification(curve, *, ax: Axes | None = None) -> Figure:
+    """Error left once the most uncertain pixels are taken away (`Sparsification`, or several of one error by name).
+
+    Over the error of all pixels; beside it what the true error's own order leaves, and what chance leaves.
+    """
+    curves = dict(curve) if isinstance(curve, dict) else {"uncertainty": curve}
+    if ax is None:
+        ax = NotebookFigure(figsize=(4.8, 3.4), layout="constrained").subplots()
+    for name, one in curves.items():
+        ax.plot(100 * one.removed, one.left / one.random, "o-", markersize=3, label=f"{name}, AUSE {one.ause:.2f}")
+    ax.plot(100 * one.removed, one.oracle / one.random, color=INK, lw=1, label="the true error's order")
+    ax.plot(100 * one.removed, np.ones(len(one.removed)), color=INK, lw=1, ls=":", label="at random")
+    ax.set(xlabel="most uncertain pixels taken away (%)", ylabel="error left / error of all", ylim=(0, None))
+    ax.legend()
+    return ax.figure
+
+
+@_styled
+def plot_channels(panels: dict, label: str) -> Figure:
+    """A number for each channel of each block, fields [blocks, width] by name, on one scale about zero."""
+    blocks = max(len(field) for field in panels.values())
+    limit = max(1e-9, *(float(np.nanmax(np.abs(field))) for field in panels.values()))
+    fig = NotebookFigure(figsize=(WIDTH, len(panels) * (0.45 + 0.17 * blocks) + 0.4), layout="constrained")
+    axes = fig.subplots(len(panels), 1, sharex=True, squeeze=False).ravel()
+    for ax, (name, field) in zip(axes, panels.items(), strict=True):
+        drawn = ax.imshow(field, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+        ax.set(title=name, ylabel="block", yticks=range(len(field)), yticklabels=range(1, len(field) + 1))
+        ax.grid(False)
+    axes[-1].set_xlabel("channel")
+    fig.colorbar(drawn, ax=list(axes), label=label, fraction=0.05, pad=0.01)
     return fig

@@ -1,4 +1,4 @@
-"""How good is a denoised micrograph (beyond the paper): grey levels, boundaries, grains.
+"""How good is a denoised micrograph (beyond the paper): grey levels, defects, boundaries, grains.
 
 Images are float [h, w] in [0, 1], labels int [h, w], boundaries bool [h, w]. All of this raises ValueError,
 naming the argument, for another rank, an empty array, NaN, or shapes that differ.
@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy import ndimage
+from numpy.typing import ArrayLike
+from scipy import ndimage, stats
 from skimage.exposure import match_histograms
 from skimage.filters import apply_hysteresis_threshold
 from skimage.metrics import structural_similarity
@@ -100,6 +101,47 @@ def image_scores(image: np.ndarray, noisy: np.ndarray, truth: np.ndarray) -> dic
     }
 
 
+def masked_psnr(image: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> float:
+    """PSNR in dB over the pixels of a mask: inside the defects, outside them, on the band along boundaries.
+
+    NaN where the mask is empty. `align` the whole image first, or grey calibration hides the rest. Blind to
+    everything outside the mask, and to where in it the error lies.
+    """
+    image, truth, mask = _masked(image, truth, mask)
+    if not mask.any():
+        return float("nan")
+    return psnr(image[mask][None], truth[mask][None])
+
+
+def boundary_band(boundaries: np.ndarray, width: float | int = 3) -> Bool[np.ndarray, "h w"]:
+    """The pixels within `width` px of a boundary; none where there is no boundary."""
+    (boundaries,) = _checked("boundary", boundaries=boundaries)
+    if not width >= 0:
+        raise ValueError(f"width: {width}; accepted: from 0 px")
+    if not boundaries.any():
+        return boundaries.copy()
+    return ndimage.distance_transform_edt(~boundaries) <= width
+
+
+def restored_share(image: np.ndarray, truth: np.ndarray, mask: np.ndarray, within: float | int = 0.1) -> float:
+    """Share of a mask's pixels, a defect's say, whose grey lies within `within` of the truth's; NaN without any.
+
+    Blind to what was done elsewhere: a filter that blurs all of the image away scores well inside pits. A defect
+    that changed its pixels by less counts as restored even untouched: compare with the share before.
+    """
+    image, truth, mask = _masked(image, truth, mask)
+    if not within > 0:
+        raise ValueError(f"within: {within}; accepted: above 0")
+    return float((np.abs(image - truth)[mask] <= within).mean()) if mask.any() else float("nan")
+
+
+def _masked(image, truth, mask) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    (image, truth), (mask,) = _checked("image", image=image, truth=truth), _checked("boundary", mask=mask)
+    if mask.shape != image.shape:
+        raise ValueError(f"mask: shape {mask.shape}; accepted: the image's, {image.shape}")
+    return image, truth, mask
+
+
 def boundary_strength(image: np.ndarray) -> Float[np.ndarray, "h w"]:
     """How much each pixel looks like a grain boundary: a dark groove, or a step between two greys.
 
@@ -169,7 +211,19 @@ def boundary_score(found: np.ndarray, truth: np.ndarray, tolerance: float | int 
     return BoundaryScore(precision, recall, 2 * precision * recall / total if total else 0.0)
 
 
-def choose_threshold(images: Sequence, truths: Sequence, thresholds: Sequence = THRESHOLDS) -> float:
+def boundary_recall(found: np.ndarray, truth: np.ndarray, tolerance: float | int = 3) -> float:
+    """Share of the length of some true boundaries, twins alone say, found within `tolerance` px; NaN without any.
+
+    Blind to what was invented, and to whether what was found near a twin is the twin: beside a scratch that was
+    kept it counts too.
+    """
+    found, truth = _checked("boundary", found=found, truth=truth)
+    return boundary_score(found, truth, tolerance).recall if truth.any() else float("nan")
+
+
+def choose_threshold(
+    images: Sequence | np.ndarray, truths: Sequence | np.ndarray, thresholds: Sequence = THRESHOLDS
+) -> float:
     """The threshold of the highest mean boundary F over validation images, given their true boundaries."""
     if len(images) == 0 or len(images) != len(truths) or len(thresholds) == 0:
         raise ValueError(
@@ -217,3 +271,51 @@ def grain_greys(image: np.ndarray, labels: np.ndarray, erode: int = 3) -> Float[
     count = np.bincount(index[~near], minlength=len(names))
     total = np.bincount(index[~near], weights=image[~near], minlength=len(names))
     return np.divide(total, count, out=np.full(len(names), np.nan), where=count > 0)
+
+
+class GreyError(NamedTuple):
+    """Median and 95th percentile, over grains, of the absolute difference of their mean greys."""
+
+    median: float
+    p95: float
+
+
+def grain_grey_error(image: np.ndarray, noisy: np.ndarray, labels: np.ndarray, erode: int = 3) -> GreyError:
+    """How far the mean grey of each grain's interior is from the input's (III.b: "very close"), image matched.
+
+    Grains without interior are left out; NaN where all are. Blind to whether the input's greys are right: a defect
+    that darkens a whole grain and stays costs nothing.
+    """
+    difference = np.abs(grain_greys(image, labels, erode) - grain_greys(noisy, labels, erode))
+    difference = difference[np.isfinite(difference)]
+    if not difference.size:
+        return GreyError(float("nan"), float("nan"))
+    return GreyError(*(float(v) for v in np.percentile(difference, (50, 95))))
+
+
+class Interval(NamedTuple):
+    """A mean over images and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def mean_interval(values: ArrayLike) -> Interval:
+    """Mean over images with its 95 % interval, mean +- t s / sqrt(n) (Student); of differences too, image by image.
+
+    NaN stands for an image without the thing measured and is left out; no interval (NaN) from fewer than two.
+    Blind to what the images share: pairs of one phase-field run or one micrograph are not independent, and
+    the interval is that of images like these.
+    """
+    values = np.asarray(values, float)
+    if values.ndim != 1 or values.size == 0 or np.isinf(values).any():
+        raise ValueError(f"values: shape {values.shape}; accepted: one number an image, at least one, none infinite")
+    values = values[~np.isnan(values)]
+    if len(values) < 2:
+        return Interval(float(values.mean()) if len(values) else float("nan"), float("nan"), float("nan"))
+    mean = float(values.mean())
+    if not np.ptp(values):
+        return Interval(mean, mean, mean)
+    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    return Interval(mean, float(low), float(high))

@@ -39,6 +39,7 @@ class TrainingConfig:
         symmetries: whether each crop is turned and mirrored at random.
         grey_jitter: largest random change of a crop's gain and offset, clipped: a micrograph's own extremes decide
             how it is stretched, and should not decide what comes out.
+        clean_share: share of the crops whose input is the truth itself: what is clean is to be left as it is.
         dropout_until: share of the steps that dropout is active for; the rest settles the batch-norm statistics
             on the features as the evaluated network has them.
         evaluate_every: steps between two evaluations and checkpoints.
@@ -57,6 +58,7 @@ class TrainingConfig:
     average: float = 0.0
     symmetries: bool = True
     grey_jitter: float = 0.0
+    clean_share: float = 0.0
     dropout_until: float = 1.0
     evaluate_every: int = 250
 
@@ -76,6 +78,8 @@ class TrainingConfig:
                 "edges must not be negative, average and grey_jitter lie in [0, 1), "
                 f"got {self.edges}, {self.average}, {self.grey_jitter}"
             )
+        if not 0 <= self.clean_share <= 1:
+            raise ValueError(f"clean_share must lie in [0, 1], got {self.clean_share!r}")
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"schedule must be 'constant' or 'cosine', got {self.schedule!r}")
 
@@ -210,6 +214,8 @@ def _batch(noisy: Images, clean: Images, config: TrainingConfig, seed: np.ndarra
         if config.symmetries:
             both = both[..., :: rng.choice([-1, 1]), :: rng.choice([-1, 1])]
             both = both.swapaxes(1, 2) if height == width and rng.integers(2) else both
+        if config.clean_share and rng.uniform() < config.clean_share:
+            both = np.stack([stretch(both[1]), both[1]])
         if config.grey_jitter:
             gain, offset = 1 + config.grey_jitter * rng.uniform(-1, 1), config.grey_jitter * rng.uniform(-0.5, 0.5)
             both = np.stack([np.clip(np.float32(gain) * (both[0] - 0.5) + np.float32(0.5 + offset), 0, 1), both[1]])

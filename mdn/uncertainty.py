@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,23 +12,46 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
+from scipy import stats
 
 from mdn.inference import Denoiser
 from mdn.micrographs import check_image, luminance
 from mdn.network import DenoisingNetwork, stretch
 
+SYMMETRIES = [(turn, mirrored) for turn in (0, 2, 1, 3) for mirrored in (False, True)]  # the first four keep the shape
+SHARES = tuple(np.arange(0, 1, 0.05).round(2).tolist())  # of the pixels that `sparsification` removes
 
-def uncertainty_map(denoiser: Denoiser, image: ArrayLike, *, key: Array, passes: int = 8) -> Float[np.ndarray, "h w"]:
-    """Standard deviation of the network's output over dropout masks and the symmetries of the square.
+
+@partial(jax.jit, static_argnums=0)
+def _forward(graph, state, key: Array, image: Float[Array, "h w"]) -> Float[Array, "h w"]:
+    network = nnx.merge(graph, state)
+    nnx.reseed(network, dropout=key)
+    return network(image[None, :, :, None])[0, :, :, 0]
+
+
+def restorations(
+    denoiser: Denoiser,
+    image: ArrayLike,
+    *,
+    key: Array,
+    passes: int = 8,
+    dropout: bool = True,
+    symmetries: bool = True,
+) -> Float[np.ndarray, "n h w"]:
+    """The network's output again and again, each time under another dropout mask and symmetry of the square.
+
+    Their mean is a restoration too, their standard deviation is `uncertainty_map`.
 
     Args:
         denoiser: as of `load_denoiser`.
         image: a micrograph, [H, W] or [H, W, 3].
         key: of the dropout masks.
-        passes: forward passes, each under another symmetry and mask.
+        passes: forward passes; up to four do not turn the image by 90 degrees and so compile once.
+        dropout: whether dropout is active.
+        symmetries: whether the image is turned and mirrored, another of the eight ways each pass.
 
     Returns:
-        float32 [H, W], in units of the grey range.
+        float32 [passes, H, W], turned back.
 
     Raises:
         ValueError: for no image, or fewer than two passes.
@@ -36,19 +61,98 @@ def uncertainty_map(denoiser: Denoiser, image: ArrayLike, *, key: Array, passes:
     if passes < 2:
         raise ValueError(f"passes must be at least 2, got {passes!r}")
     seen = stretch(luminance(check_image(image)))
-    network = nnx.clone(nnx.view(denoiser.network, deterministic=False, use_running_average=True))
+    graph, state = nnx.split(nnx.view(denoiser.network, deterministic=not dropout, use_running_average=True))
     outputs = []
     for number in range(passes):
-        nnx.reseed(network, dropout=jax.random.fold_in(key, number))
-        turned = np.rot90(seen[:, ::-1] if number % 8 > 3 else seen, number % 4)
-        output = np.rot90(np.asarray(_forward(network, turned[None, :, :, None]))[0, :, :, 0], -(number % 4))
-        outputs.append(output[:, ::-1] if number % 8 > 3 else output)
-    return np.std(outputs, axis=0).astype(np.float32)
+        turn, mirrored = SYMMETRIES[number % 8] if symmetries else (0, False)
+        turned = np.rot90(seen[:, ::-1] if mirrored else seen, turn)
+        output = np.asarray(_forward(graph, state, jax.random.fold_in(key, number), np.ascontiguousarray(turned)))
+        output = np.rot90(output, -turn)
+        outputs.append(output[:, ::-1] if mirrored else output)
+    return np.stack(outputs)
 
 
-@nnx.jit
-def _forward(network: DenoisingNetwork, x: Float[Array, "n h w 1"]) -> Float[Array, "n h w 1"]:
-    return network(x)
+def uncertainty_map(denoiser: Denoiser, image: ArrayLike, *, key: Array, passes: int = 8) -> Float[np.ndarray, "h w"]:
+    """Standard deviation of the network's output over dropout masks and the symmetries of the square.
+
+    Args:
+        denoiser, image, key, passes: as of `restorations`.
+
+    Returns:
+        float32 [H, W], in units of the grey range.
+
+    Raises:
+        ValueError: for no image, or fewer than two passes.
+    """
+    return restorations(denoiser, image, key=key, passes=passes).std(0)
+
+
+@dataclass(frozen=True)
+class Sparsification:
+    """The error that is left once the most uncertain pixels are taken away.
+
+    Attributes:
+        removed: share of the pixels taken away.
+        left: mean error of the others, the most uncertain taken first.
+        oracle: the same, those of the largest error taken first: no order does better.
+        random: the same, taken at random: the mean error.
+        spearman: rank correlation of uncertainty and error over the pixels; 0 where one of them is constant.
+    """
+
+    removed: Float[np.ndarray, " k"]
+    left: Float[np.ndarray, " k"]
+    oracle: Float[np.ndarray, " k"]
+    random: Float[np.ndarray, " k"]
+    spearman: float
+
+    @property
+    def ause(self) -> float:
+        """Area between the curve and the oracle's, as a share of that between random and oracle.
+
+        0 ranks the pixels by their true error, 1 no better than chance. (Ilg et al. divide by the error at the
+        start instead; that number also depends on how unevenly the error is spread.)
+        """
+        possible = np.trapezoid(self.random - self.oracle, self.removed)
+        return float(np.trapezoid(self.left - self.oracle, self.removed) / possible) if possible > 0 else 0.0
+
+
+def sparsification(
+    error: np.ndarray, uncertainty: np.ndarray, fractions: Sequence[float | int] = SHARES
+) -> Sparsification:
+    """Does an uncertainty rank pixels by their true error?
+
+    Args:
+        error: of each pixel, not negative, of any shape: |output - truth|, say.
+        uncertainty: of each pixel, of the same shape.
+        fractions: rising shares in [0, 1) of the pixels to take away, from 0.
+
+    Raises:
+        ValueError: for arrays that are empty, not finite or of two shapes, a negative error, or other fractions.
+
+    Source: E. Ilg et al., Uncertainty estimates and multi-hypotheses networks for optical flow, ECCV 2018.
+    """
+    error, uncertainty = (np.asarray(a, np.float64) for a in (error, uncertainty))
+    if not error.size or error.shape != uncertainty.shape:
+        raise ValueError(f"error and uncertainty must agree and hold pixels, got {error.shape}, {uncertainty.shape}")
+    if not (np.isfinite(error).all() and np.isfinite(uncertainty).all() and error.min() >= 0):
+        raise ValueError("error and uncertainty must be finite and error not negative")
+    removed = np.asarray(fractions, np.float64)
+    if removed.ndim != 1 or len(removed) < 2 or removed[0] != 0 or removed[-1] >= 1 or (np.diff(removed) <= 0).any():
+        raise ValueError(f"fractions must rise from 0 and stay below 1, got {fractions!r}")
+    error, uncertainty = error.ravel(), uncertainty.ravel()
+    kept = np.maximum(1, np.round((1 - removed) * error.size)).astype(int)
+
+    def left(order):
+        return np.cumsum(error[order])[kept - 1] / kept
+
+    varies = np.ptp(error) > 0 and np.ptp(uncertainty) > 0
+    return Sparsification(
+        removed,
+        left(np.argsort(uncertainty, kind="stable")),
+        left(np.argsort(error)),
+        np.full(len(removed), error.mean()),
+        float(stats.spearmanr(uncertainty, error).statistic) if varies else 0.0,
+    )
 
 
 @dataclass(frozen=True)
@@ -56,8 +160,8 @@ class Familiarity:
     """How an image compares with the training data.
 
     Attributes:
-        distance: root-mean-square z-score of the image's mean first features.
-        limit: the distance that 99 % of the training images stay below.
+        distance: of the image's texture from that of the training images, about 1 for them in the root mean square.
+        limit: the distance that 98 % of training images kept out of the fit stay below.
     """
 
     distance: float
@@ -70,31 +174,90 @@ class Familiarity:
             return None
         return (
             "This image is unlike the training data "
-            f"(distance {self.distance:.1f}, training images stay below {self.limit:.1f}): check the result by eye."
+            f"(distance {self.distance:.2f}, training images stay below {self.limit:.2f}): check the result by eye."
         )
 
 
+AXES = 12  # directions in which the training images' features vary together
+SHRINKAGE = 0.1  # of their covariance towards the identity
+COARSE = 4  # px of the image to a block of the second scale
+FLOOR = 1e-2  # of a standard deviation, for its logarithm
+LEAST = 0.05  # spread of a feature: one that never varied is not infinitely far
+KEPT_BELOW = 98  # %, of the training images
+
+
 def _pooled(network: DenoisingNetwork, image: Float[np.ndarray, "h w"]) -> Float[np.ndarray, " c"]:
-    """Mean and spread of each channel of x_1 (Eq. 3) over the image."""
-    network = nnx.view(network, deterministic=True, use_running_average=True)
-    features = network.features(jnp.asarray(stretch(image))[None, :, :, None])
-    return np.asarray(jnp.concatenate([features.mean((0, 1, 2)), features.std((0, 1, 2))]), np.float64)
+    """Log of each channel's spread over the image, of x_1 (Eq. 3) and of its means over blocks.
+
+    Spreads at two scales say how much texture there is of which size and direction, whatever the image's size.
+    """
+    graph, state = nnx.split(nnx.view(network, deterministic=True, use_running_average=True))
+    return np.asarray(_spreads(graph, state, stretch(image)), np.float64)
+
+
+@partial(jax.jit, static_argnums=0)
+def _spreads(graph, state, image: Float[Array, "h w"]) -> Float[Array, " c"]:
+    network = nnx.merge(graph, state)
+    x = network.encode(image[None, :, :, None])[0]
+    h, w, c = x.shape
+    n = min(max(2, COARSE // network.config.scale), h, w)
+    blocks = x[: h // n * n, : w // n * n].reshape(h // n, n, w // n, n, c).mean((1, 3))
+    return jnp.log(jnp.concatenate([x.std((0, 1)), blocks.std((0, 1))]) + FLOOR)
+
+
+def _fit(pooled: Float[np.ndarray, "n c"]) -> dict[str, np.ndarray]:
+    """Mean, spread, the axes of most variance and the variance along each and, last, across them."""
+    mean, std = pooled.mean(0), np.maximum(pooled.std(0), LEAST)
+    z = (pooled - mean) / std
+    variances, axes = np.linalg.eigh(z.T @ z / len(z))
+    variances = (1 - SHRINKAGE) * variances[::-1] + SHRINKAGE
+    k = min(AXES, len(variances) - 1)
+    return {
+        "mean": mean,
+        "std": std,
+        "axes": axes[:, ::-1][:, :k].T,
+        "variances": np.append(variances[:k], variances[k:].mean()),
+    }
+
+
+def _distance(known: dict, pooled: Float[np.ndarray, "n c"]) -> Float[np.ndarray, " n"]:
+    """Mahalanobis' distance under that covariance, over the root of the number of features."""
+    z = (pooled - np.asarray(known["mean"])) / np.asarray(known["std"])
+    along, variances = z @ np.asarray(known["axes"]).T, np.asarray(known["variances"])
+    across = (z**2).sum(-1) - (along**2).sum(-1)
+    return np.sqrt(((along**2 / variances[:-1]).sum(-1) + across / variances[-1]) / z.shape[-1])
 
 
 def training_statistics(network: DenoisingNetwork, images: Float[np.ndarray, "n h w"]) -> dict:
     """What `familiarity` compares with, from training images; it goes into the weights' metadata.
 
+    Args:
+        network: the trained network.
+        images: a few hundred inputs, [n, H, W] in [0, 1]; each fifth is judged by the other four for the limit.
+
     Returns:
-        mean and std of each pooled feature, and the 99th percentile of the training images' own distances.
+        mean, std, axes, variances and limit, as numbers and lists.
+
+    Raises:
+        ValueError: for fewer than two images.
+
+    Source: a Gaussian of few axes, as M. Tipping and C. Bishop, Probabilistic principal component analysis,
+    J. R. Stat. Soc. B 61 (1999).
     """
+    if len(images) < 2:
+        raise ValueError(f"images must be two or more, got {len(images)}")
     pooled = np.stack([_pooled(network, image) for image in images])
-    mean, std = pooled.mean(0), pooled.std(0) + 1e-6
-    limit = np.percentile(np.sqrt((((pooled - mean) / std) ** 2).mean(1)), 99)
-    return {"mean": mean.round(6).tolist(), "std": std.round(6).tolist(), "limit": float(limit)}
+    fold = np.arange(len(pooled)) % min(5, len(pooled))
+    apart = np.concatenate([_distance(_fit(pooled[fold != f]), pooled[fold == f]) for f in range(fold.max() + 1)])
+    known = {name: value.round(4).tolist() for name, value in _fit(pooled).items()}
+    return known | {"limit": float(np.percentile(apart, KEPT_BELOW))}
 
 
 def familiarity(denoiser: Denoiser, image: ArrayLike) -> Familiarity:
     """Whether the network has seen images like this one.
+
+    It compares texture, not content, and does not depend on the image's size from about 128 px a side; smaller
+    images look stranger than they are.
 
     Args:
         denoiser: whose weights carry training statistics, as the shipped ones do.
@@ -104,7 +267,7 @@ def familiarity(denoiser: Denoiser, image: ArrayLike) -> Familiarity:
         ValueError: for no image, or weights without training statistics.
     """
     known = denoiser.metadata.get("training_statistics")
-    if known is None:
+    if known is None or "axes" not in known:
         raise ValueError("denoiser: its weights carry no training statistics to compare the image with")
-    z = (_pooled(denoiser.network, luminance(check_image(image))) - known["mean"]) / np.asarray(known["std"])
-    return Familiarity(float(np.sqrt((z**2).mean())), known["limit"])
+    pooled = _pooled(denoiser.network, luminance(check_image(image)))
+    return Familiarity(float(_distance(known, pooled[None])[0]), known["limit"])

@@ -355,6 +355,9 @@ def copy_figures(run: Run, target: Path) -> None:
             old.unlink()
 
 
+README_COLUMNS = ("pairs", "method", "raw PSNR", "aligned PSNR", "SSIM", "boundary F", "precision", "recall")
+
+
 def update_readme(run: Run, root: Path) -> None:
     """Put the run's minutes, and the results of the shipped weights, between the README's markers."""
     readme = root / "README.md"
@@ -366,10 +369,11 @@ def update_readme(run: Run, root: Path) -> None:
         figures = ", ".join(f"[{Path(f).stem}](figures/{f})" for f in entry.get("figures", []) if f.startswith("fig"))
         rows.append(f"| [{title(nb)}](notebooks/{nb.name}) | {figures} | {entry.get('minutes', 0):.1f} |")
     text = between(readme.read_text(encoding="utf-8"), "minutes", rows)
-    results = read_json(root / "benchmarks" / "results" / "shipped_weights.json")
+    results = read_json(root / "benchmarks" / "results" / "rivals.json").get("table")
     if results:
-        kept = [i for i, c in enumerate(results["columns"]) if c not in ("pairs", "n", "threshold")]
-        rows = [[row[i] for i in kept] for row in results["rows"] if row[0] == "all"]
+        kept = [i for i, c in enumerate(results["columns"]) if c in README_COLUMNS]
+        rows = [[v[0] if isinstance(v, list) else v for v in (row[i] for i in kept)] for row in results["rows"]]
+        rows = [row for row in rows if row[1] != "truth"]
         text = between(text, "results", markdown_table([results["columns"][i] for i in kept], rows))
     solver = read_json(root / "benchmarks" / "results" / "phase_field.json")
     if "accuracy" in solver:

@@ -8,8 +8,23 @@ import pytest
 from flax import nnx
 from skimage.data import camera
 
-from mdn.baselines import BASELINES, Baseline, DnCNN, score_methods, tune, tuned_filters
-from mdn.metrics import aligned_psnr, psnr
+from mdn.baselines import (
+    BASELINES,
+    Baseline,
+    DnCNN,
+    as_method,
+    load_dncnn,
+    one_defect,
+    save_dncnn,
+    score_methods,
+    score_removal,
+    tune,
+    tuned_filters,
+)
+from mdn.defects import KINDS, VISIBLE
+from mdn.metrics import aligned_psnr, label_boundaries, psnr
+
+CUTTERS = {"closing", "inpainting"}  # meant for spots and scratches, not for noise
 
 
 @pytest.fixture(scope="module")
@@ -19,14 +34,30 @@ def pair():
     return np.clip(clean + noise, 0, 1).astype(np.float32), clean
 
 
-def test_every_filter_denoises_and_non_local_means_beats_gaussian(pair):
+def test_filters_denoise_and_stand_in_the_order_of_the_literature(pair):
+    """At sigma 25: BM3D above non-local means above Gaussian."""
     noisy, clean = pair
     best = {}
-    for name, baseline in BASELINES.items():
-        best[name] = psnr(baseline.apply(noisy, tune(baseline, [noisy], [clean], psnr)), clean)
-    assert set(best) == {"gaussian", "median", "wavelet", "non-local means", "total variation"}
+    for name in set(BASELINES) - CUTTERS - {"BM3D"}:
+        best[name] = psnr(BASELINES[name].apply(noisy, tune(BASELINES[name], [noisy], [clean], psnr)), clean)
+    assert set(best) == {"gaussian", "median", "bilateral", "wavelet", "non-local means", "total variation"}
     assert min(best.values()) > psnr(noisy, clean) + 3
     assert best["non-local means"] > best["gaussian"] + 1
+    if "BM3D" in BASELINES:
+        assert psnr(BASELINES["BM3D"].apply(noisy, 25 / 255), clean) > best["non-local means"] + 0.5
+
+
+def test_spots_are_closed_and_scratches_cut_out_while_boundaries_stay():
+    y, x = np.indices((96, 96))
+    bent = 48 + 12 * np.sin(x / 9)
+    boundary = np.abs(y - bent) < 1.5
+    clean = np.where(boundary, 0.2, np.where(y < bent, 0.5, 0.7)).astype(np.float32)
+    spots = ((y - 20) ** 2 + (x - 30) ** 2 < 6) | ((y - 80) ** 2 + (x - 60) ** 2 < 9)
+    scratch = np.abs(x - 12 - 0.2 * y) < 1.2
+    for name, parameter, dirt in (("closing", 32, spots), ("inpainting", 0.15, spots | (scratch & ~boundary))):
+        out = BASELINES[name].apply(np.where(dirt, 0.1, clean).astype(np.float32), parameter)
+        assert (np.abs(out - clean)[dirt] < 0.1).mean() > 0.9, name
+        assert (np.abs(out - clean)[boundary & (np.abs(x - 14) > 8)] < 0.1).mean() > 0.95, name
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -39,7 +70,7 @@ def test_filters_keep_shape_range_and_a_blank_image(name):
         assert (out.shape, out.dtype) == (image.shape, np.float32)
         assert out.min() >= 0
         assert out.max() <= 1
-        assert np.allclose(baseline.apply(blank, parameter), blank, atol=1e-3)
+        assert np.allclose(baseline.apply(blank, parameter), blank, atol=2e-3)
     with pytest.raises(ValueError, match="image"):
         baseline.apply(image[None], 1.0)
     with pytest.raises(ValueError, match="image"):
@@ -75,6 +106,24 @@ def test_dncnn_counts_shapes_and_modes():
         DnCNN(depth=2, rngs=nnx.Rngs(0))
 
 
+def test_dncnn_comes_back_from_its_file(tmp_path):
+    model = DnCNN(width=4, depth=4, rngs=nnx.Rngs(2))
+    image = np.random.default_rng(0).random((20, 17)).astype(np.float32)
+    model(jnp.asarray(image)[None, ..., None])  # moves the running statistics
+    path = tmp_path / "dncnn.safetensors"
+    save_dncnn(path, model)
+    stored = load_dncnn(path)
+    assert (stored.width, stored.depth) == (4, 4)
+    assert np.array_equal(as_method(stored)(image), as_method(model)(image))
+    assert np.allclose(as_method(stored)(0.5 * image + 0.2), as_method(stored)(image), atol=1e-4)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    with pytest.raises(FileNotFoundError, match="none"):
+        load_dncnn(tmp_path / "none")
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="does not hold a DnCNN"):
+        load_dncnn(path)
+
+
 def test_dncnn_learns_to_remove_noise():
     model = DnCNN(width=8, depth=4, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(0)
@@ -103,14 +152,49 @@ def test_methods_are_scored_on_test_pairs():
     regions = np.indices((3, 64, 64))[1] // 16 * 4 + np.indices((3, 64, 64))[2] // 16
     clean = rng.permutation(16)[regions].astype(np.float32) / 20 + np.float32(0.1)
     noisy = np.clip(clean + rng.normal(0, 0.1, clean.shape), 0, 1).astype(np.float32)
+    boundaries = np.stack([label_boundaries(each, periodic=True) for each in regions])
     filters = tuned_filters(noisy[:1], clean[:1])
     assert len(filters) == len(BASELINES)
     truth = {image.tobytes(): target for image, target in zip(noisy, clean, strict=True)}
     methods = {"noisy": lambda x: x, **filters, "truth": lambda x: truth[x.tobytes()] + np.float32(1e-3)}
-    scores = score_methods(methods, (noisy[:1], clean[:1], regions[:1]), (noisy[1:], clean[1:], regions[1:]))
+    assert any(name.startswith("bilateral (") and "," in name for name in filters)
+    scores = score_methods(methods, (noisy[:1], clean[:1], boundaries[:1]), (noisy[1:], clean[1:], boundaries[1:]))
     assert all(len(rows) == 2 for rows in scores.values())
     for column in ("raw PSNR", "aligned PSNR", "SSIM"):
         means = {name: np.mean([row[column] for row in rows]) for name, rows in scores.items()}
         assert means["truth"] == max(means.values()), column
     aligned = {name: np.mean([row["aligned PSNR"] for row in rows]) for name, rows in scores.items()}
     assert max(aligned[name] for name in filters) > aligned["noisy"]
+    found = {name: np.mean([row["boundary F"] for row in rows]) for name, rows in scores.items()}
+    assert found["truth"] > found["noisy"]
+
+
+def test_one_defect_is_alone_and_its_mask_is_what_it_changed():
+    clean, boundaries = np.full((64, 64), 0.6, np.float32), np.zeros((64, 64), bool)
+    boundaries[32] = True
+    for kind in KINDS:
+        image, visible = one_defect(clean, boundaries, kind, 1.0, key=jax.random.key(3))
+        assert np.array_equal(visible, np.abs(image - clean) > VISIBLE), kind
+    untouched, visible = one_defect(clean, boundaries, "etch_pit", 0.0, key=jax.random.key(3))
+    assert np.array_equal(untouched, clean) and not visible.any()
+    with pytest.raises(ValueError, match="kind: 'rust'"):
+        one_defect(clean, boundaries, "rust", 1.0, key=jax.random.key(3))
+
+
+def test_removal_is_nothing_for_the_untouched_and_all_for_the_truth():
+    clean = np.full((2, 64, 64), 0.6, np.float32)
+    clean[:, 24:40] = 0.4
+    twins = np.stack([label_boundaries((image < 0.5).astype(int)) for image in clean])
+    twins[1] = False
+    methods = {"noisy": lambda x: x, "truth": lambda x: clean[0] + 1e-4 * x}
+    rows = score_removal(
+        methods, dict.fromkeys(methods, 0.12), clean, twins, twins,
+        key=jax.random.key(0), kinds=("deep_scratch", "etch_pit"), strengths=(0.5, 1),
+    )  # fmt: skip
+    assert len(rows) == 2 * 2 * 2 * 2
+    for row in rows:
+        assert np.isnan(row["twin recall"]) == (row["image"] == 1)
+        if row["method"] == "truth":
+            assert row["restored"] == 1 and (row["image"] == 1 or row["twin recall"] > 0.9)
+        else:
+            assert row["restored"] < 0.9

@@ -1,11 +1,18 @@
-"""The contenders of benchmarks/phase_field.py solve the same equation."""
+"""The contenders of benchmarks/phase_field.py solve the same equation; benchmarks/rivals.py tells the better one."""
 
 import json
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from benchmarks import phase_field as benchmark
+from benchmarks import rivals
+from mdn import baselines
+from mdn.dataset import Pairs
+from mdn.metrics import label_boundaries
 from mdn.phase_field import AllenCahn
 
 RIVALS = {benchmark.ROLL: "jax", benchmark.NUMBA: "numba", benchmark.PLAIN: "numba", benchmark.TORCH: "torch"}
@@ -36,3 +43,135 @@ def test_rates_are_told_and_kept_part_by_part(tmp_path, capsys):
     assert set(kept) == {"floor", "rates"} and kept["rates"]["rows"] == table["rows"]
     assert {"command", "commit", "machine"} <= set(kept["rates"])
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def simulated(n: int, seed: int) -> Pairs:
+    """Squares of 32 px with grooves and a twin each, noisy and with a scratch."""
+    rng = np.random.default_rng(seed)
+    y, x = (np.indices((96, 96)) + 16) % 96  # no boundary on the border
+    labels = np.stack([(y // 32 * 3 + x // 32).astype(np.int32)] * n)
+    twins = np.stack([(y % 32 > 15) & (x // 32 == 1)] * n)
+    regions = 2 * labels + twins
+    edges = np.stack([label_boundaries(each, periodic=True) for each in regions])
+    grooves = np.stack([ndimage.gaussian_filter(each.astype(float), 1) for each in edges])
+    clean = np.stack([rng.uniform(0.6, 0.8, 64)[each] for each in regions]) * (1 - 0.8 * grooves)
+    scratch = np.abs(x - y // 3 - 36) < 2
+    noisy = np.where(scratch, 0.1, clean) + rng.normal(0, 0.05, clean.shape)
+    grains = np.stack([label_boundaries(each, periodic=True) for each in labels])
+    defects = np.broadcast_to(np.where(scratch, rivals.bits(("deep_scratch",)), 0), clean.shape).astype(np.uint16)
+    images = (np.clip(each, 0, 1).astype(np.float32) for each in (noisy, clean))
+    facts = np.arange(n, dtype=np.int32), np.zeros(n, np.int32), np.zeros((n, 4), np.int32)
+    names = "noisy", "clean", "labels", "twins", "twin_boundaries", "defects", "run", "source", "box", "varied"
+    values = *images, labels, twins, edges & ~grains, defects, *facts, np.arange(n) % 2 == 1
+    return Pairs(**dict(zip(names, values, strict=True)), sources=("none",))
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    """A network that is nearly perfect on the pairs it knows, and blurs others."""
+    splits = {"validation": simulated(4, 0), "test": simulated(6, 1)}
+    truths = {x.tobytes(): y for pairs in splits.values() for x, y in zip(pairs.noisy, pairs.clean, strict=True)}
+
+    def restore(image):
+        known = truths.get(np.float32(image).tobytes())
+        return np.float32(0.98 * ndimage.gaussian_filter(image, 0.3) if known is None else 0.98 * known + 0.005)
+
+    denoiser = type("Perfect", (), {"restore": staticmethod(restore), "__call__": lambda self, image: restore(image)})()
+    few = {name: baselines.BASELINES[name] for name in ("gaussian", "median")}
+    monkeypatch.setattr(baselines, "BASELINES", few)
+    monkeypatch.setattr(rivals.mdn, "load_denoiser", lambda path: denoiser)
+    monkeypatch.setattr(rivals.mdn, "load_pairs", lambda path, split: splits[split])
+    return rivals.prepare(tmp_path, rivals.Sizes(tuned=2, truths=2, draws=1), {})
+
+
+def test_the_better_method_stands_out_in_the_table(bench, capsys):
+    table = rivals.table(bench)
+    rivals.show("table", table)
+    assert "scratches restored" in capsys.readouterr().out
+    column = {name: place for place, name in enumerate(table["columns"])}
+    rows = {(row[0], row[2]): row for row in table["rows"]}
+    assert {row[0] for row in table["rows"]} == {"paper", "varied"} and all(row[1] == 3 for row in table["rows"])
+    for recipe in ("paper", "varied"):
+        noisy, network, truth = (rows[recipe, name] for name in ("noisy", "network", "truth"))
+        for name, place in list(column.items())[3:]:
+            mean, low, high = network[place]
+            assert np.isnan(mean) or low <= mean <= high, name
+        for name in ("raw PSNR", "aligned PSNR", "SSIM", "PSNR inside defects", "boundary F", "precision"):
+            assert network[column[name]][0] > noisy[column[name]][0], name
+        assert network[column["scratches restored"]][0] == 1 > noisy[column["scratches restored"]][0]
+        assert truth[column["twin recall"]][0] > 0.9
+        assert noisy[column["grain grey p95"]][0] == 0
+    gain = next(row for row in table["differences"] if row[2] == "network - best filter")
+    best = table["best filter"]["paper"]["raw PSNR"]
+    place = column["raw PSNR"]
+    assert gain[place][0] == pytest.approx(rows["paper", "network"][place][0] - rows["paper", best][place][0])
+
+
+def test_other_parts_tell_what_was_done(bench, monkeypatch):
+    found = rivals.removal(bench)
+    kinds = {row[0] for row in found["rows"]}
+    assert kinds == set(rivals.KINDS) and {row[2] for row in found["rows"]} >= {"noisy", "network"}
+    values = {row[0]: row[2] for row in rivals.controls(bench)["rows"] if row[1] == "network"}
+    assert values["clean in (paper), raw PSNR"].mean > 30
+    assert values["boundary on a blank field alone, no defect"].mean == 0
+    assert values["input x 0.5 + 0.25, largest deviation"].mean > 0.001  # 0.005 is added whatever the range
+    grouped = rivals.magnification(bench)["rows"]
+    assert {(row[0], row[1]) for row in grouped} == {(25, 50)} and grouped[0][2] == 3
+
+    clean, edges = bench.truths.clean[0], bench.truths.boundaries[0]
+    monkeypatch.setattr(rivals, "load_source", lambda name: SimpleNamespace(pixels=clean))
+    monkeypatch.setattr(rivals, "traced_boundaries", lambda name: edges)
+    rows = rivals.steel(bench)["rows"]
+    assert len(rows) == 3 * 4 * 3
+    for row in rows:
+        assert row[-1] is None or row[2] != "noisy" or row[-1] == 0
+    assert rows[0][-2] > 0.7
+
+    def missing(name):
+        raise FileNotFoundError("none")
+
+    monkeypatch.setattr(rivals, "load_source", missing)
+    assert rivals.steel(bench)["rows"] == []
+
+
+def test_targets_are_met_or_missed():
+    columns = ["pairs", "n", "method", "raw PSNR", "aligned PSNR", "boundary F", "precision", "recall"]
+    columns += ["G within 0.25", "scratches restored, raw", "scratches restored", "twin recall"]
+    good, bad = [[8.0, 7.0, 9.0]] * 5 + [[0.95, 0.9, 1]] * 4, [[1.0, -1.0, 3.0]] * 5 + [[0.5, 0.4, 0.6]] * 4
+    for values, verdict in ((good, True), (bad, False)):
+        gains = [["paper", 9, f"network - {name}", *values] for name in ("noisy", "best filter", "DnCNN")]
+        rows = [["paper", 9, name, *values] for name in ("network", "truth")]
+        rows = [[*row[:5], [0.95 if verdict else 0.5] * 3, *row[6:]] for row in rows]
+        found = rivals.targets({"table": {"columns": columns, "rows": rows, "differences": gains}})
+        met = {row[0]: row[3] for row in found["rows"]}
+        assert len(met) == 13
+        assert {name for name, value in met.items() if value != verdict} <= {
+            "paper: recall over noisy", "paper: twin boundary length found, of what is found on the truth",
+        }  # fmt: skip
+    steel = [[1, 0.0, "noisy", 1, 0, 0, 0.9, None], [1, 0.0, "network", 1, 0, 0, 0.8, None]]
+    steel += [[1, 0.6, "noisy", 3, 0, 0, 0.7, 0.0], [1, 0.6, "network", 3, 0, 0, 0.8, 0.5]]
+    controls = [["clean in (paper), raw PSNR", "network", [31.9, 31, 33]]]
+    controls += [["boundary on a blank field beside grains, all kinds", "network", [0.0, 0, 0]]]
+    found = rivals.targets({"steel": {"rows": steel}, "controls": {"rows": controls}})
+    assert [row[3] for row in found["rows"]] == [False, True, False, True]
+    assert rivals.targets({})["rows"] == []
+
+
+def test_rivals_are_kept_part_by_part_and_without_nan(tmp_path):
+    path = tmp_path / "results" / "rivals.json"
+    rivals.save(path, "steel", {"columns": ["a"], "rows": []}, "python benchmarks/rivals.py steel")
+    rivals.save(path, "table", {"columns": ["a"], "rows": [[(1.0, float("nan"), np.inf)]]}, "python")
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    assert set(kept) == {"steel", "table"} and kept["table"]["rows"] == [[[1.0, None, None]]]
+    assert kept["steel"]["command"] == "python benchmarks/rivals.py steel"
+    assert {"commit", "machine"} <= set(kept["table"]) and [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_a_file_says_which_network_it_holds(tmp_path):
+    from flax import nnx
+
+    path = tmp_path / "dncnn.safetensors"
+    baselines.save_dncnn(path, baselines.DnCNN(width=4, depth=3, rngs=nnx.Rngs(0)))
+    image = np.asarray(jax.random.uniform(jax.random.key(0), (32, 32)), np.float32)
+    assert rivals.model(path)(image).shape == image.shape
+    assert rivals.model(rivals.mdn.inference.SHIPPED)(image).shape == image.shape

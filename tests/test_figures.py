@@ -54,6 +54,9 @@ CHECKED = {
     "sides": {"sides": np.arange(4, 9), "rate": LINE[:5], "slope": 2.1, "offset": 0.0, "law": 2.0},
     "crowd": dict.fromkeys(("time", "energy", "area", "fit", "early", "late"), 1 + LINE**2),
 }
+CURVE = SimpleNamespace(
+    removed=np.array([0, 0.5]), left=np.array([2, 1.5]), oracle=np.array([2.0, 1.0]), random=np.full(2, 2.0), ause=0.5
+)
 
 
 DRAWN = {  # name: (how to draw it, number of images on it, words that have to be on it)
@@ -101,6 +104,22 @@ DRAWN = {  # name: (how to draw it, number of images on it, words that have to b
         lambda: figures.plot_grain_shapes(*({n: s[n] for n in ("start", "grown")} for s in SHAPES)), 0, ["grown"],
     ),
     "swipe": (lambda: figures.plot_swipe(IMAGE, IMAGE, 0.3), 1, ["before", "after"]),
+    "strengths": (
+        lambda: figures.plot_strengths([("pit", s, m, s / 2) for s in (0.25, 1) for m in ("noisy", "network")], "F"), 0,
+        ["pit", "noisy", "network", "strength", "F"],
+    ),
+    "strengths of many kinds": (
+        lambda: figures.plot_strengths([(f"kind {k}", s, "network", s) for k in range(6) for s in (0, 1)], "restored"),
+        0, ["kind 5", "restored"],
+    ),
+    "sparsification": (lambda: figures.plot_sparsification(CURVE), 0, ["uncertainty, AUSE 0.50", "at random", "taken"]),
+    "sparsification of two": (
+        lambda: figures.plot_sparsification({"flips": CURVE, "dropout": CURVE}), 0, ["flips", "dropout, AUSE 0.50"],
+    ),
+    "channels": (
+        lambda: figures.plot_channels({"defects": LINE.reshape(3, 3), "noise": -LINE.reshape(3, 3)}, "correlation"), 2,
+        ["defects", "noise", "correlation", "channel", "block"],
+    ),
     "architecture": (lambda: figures.plot_architecture(network(width=8, blocks=2)), 0, ["(a)", "(b)", "(c)"]),
 }  # fmt: skip
 
@@ -192,3 +211,32 @@ def test_what_is_no_image_is_refused(bad):
 def test_blends_have_to_fill_the_grid():
     with pytest.raises(ValueError, match="accepted: 2 rows of 1"):
         figures.plot_combinations([IMAGE] * 2, [IMAGE], [[IMAGE]])
+
+
+def test_strengths_show_every_value_and_its_interval():
+    rows = [(kind, s, name, (s, s - 0.1, s + 0.1)) for kind in "ab" for name in ("x", "network") for s in (0.2, 0.8)]
+    fig = figures.plot_strengths(rows, "F")
+    for ax in fig.axes:
+        assert [line.get_xydata().tolist() for line in ax.lines] == [[[0.2, 0.2], [0.8, 0.8]]] * 2
+        box = ax.collections[0].get_paths()[0].get_extents()
+        assert (box.y0, box.y1) == pytest.approx((0.1, 0.9))
+    assert [line.get_color() for line in fig.axes[0].lines] == [figures.INK, figures.RED]
+
+
+def test_a_table_in_markdown():
+    rows = [["a", 0.123], ["b", (0.5, 0.4, 0.6)], ["c", None], ["d", [1, 1, 1]]]
+    table = figures.markdown_table(["method", "F"], rows)
+    assert table.splitlines()[:3] == ["| method | F |", "| --- | --- |", "| a | 0.12 |"]
+    assert table.splitlines()[3:] == ["| b | 0.50 (0.40 to 0.60) |", "| c |  |", "| d | 1 |"]
+    assert figures.markdown_table(["x"], [[[0.5, None, None]]]).endswith("| 0.50 |")
+
+
+def test_sparsification_is_relative_to_the_error_of_all():
+    lines = figures.plot_sparsification(CURVE).axes[0].lines
+    assert [line.get_ydata().tolist() for line in lines] == [[1, 0.75], [1, 0.5], [1, 1]]
+    assert lines[0].get_xdata().tolist() == [0, 50]
+
+
+def test_channels_share_a_scale_about_zero():
+    fields = {"a": np.array([[1.0, -2.0]]), "b": np.array([[3.0, np.nan]])}
+    assert [ax.images[0].get_clim() for ax in figures.plot_channels(fields, "dB").axes[:2]] == [(-3, 3)] * 2

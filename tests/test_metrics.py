@@ -184,6 +184,77 @@ def test_grain_greys_are_of_the_interior():
         metrics.grain_greys(image, labels[:9])
 
 
+def test_masks_tell_where_the_error_is():
+    mask = np.zeros(TRUTH.shape, bool)
+    mask[:8] = True
+    wrong = TRUTH + np.where(mask, 0.1, 0.01)
+    assert metrics.masked_psnr(wrong, TRUTH, mask) == pytest.approx(20)
+    assert metrics.masked_psnr(wrong, TRUTH, ~mask) == pytest.approx(40)
+    assert np.isnan(metrics.masked_psnr(wrong, TRUTH, np.zeros_like(mask)))
+    with pytest.raises(ValueError, match="mask"):
+        metrics.masked_psnr(wrong, TRUTH, mask[:8])
+    with pytest.raises(ValueError, match=r"mask.*bool"):
+        metrics.masked_psnr(wrong, TRUTH, mask.astype(float))
+
+
+def test_the_band_reaches_as_far_as_it_says():
+    line = np.zeros((32, 32), bool)
+    line[16] = True
+    assert np.array_equal(np.flatnonzero(metrics.boundary_band(line, 3)[:, 5]), np.arange(13, 20))
+    assert np.array_equal(metrics.boundary_band(line, 0), line)
+    assert not metrics.boundary_band(np.zeros((8, 8), bool)).any()
+    with pytest.raises(ValueError, match="width"):
+        metrics.boundary_band(line, -1)
+
+
+def test_share_restored_to_within_a_tenth():
+    mask = np.zeros(TRUTH.shape, bool)
+    mask[:4] = True
+    image = TRUTH + 0.5  # what lies outside the mask does not count
+    image[:3], image[3] = TRUTH[:3] - 0.09, TRUTH[3] + 0.11
+    assert metrics.restored_share(image, TRUTH, mask) == 0.75
+    assert metrics.restored_share(image, TRUTH, mask, within=0.2) == 1
+    assert np.isnan(metrics.restored_share(image, TRUTH, np.zeros_like(mask)))
+    with pytest.raises(ValueError, match="within"):
+        metrics.restored_share(image, TRUTH, mask, within=0)
+
+
+def test_recall_of_twins_apart_from_that_of_grains():
+    grains, twins = np.zeros((2, 64, 64), bool)
+    grains[10], twins[40] = True, True
+    found = grains.copy()
+    found[42, :32] = True  # half of the twin, two px off
+    assert metrics.boundary_recall(found, grains) == 1
+    assert metrics.boundary_recall(found, twins) == pytest.approx(0.5, abs=0.05)
+    assert metrics.boundary_recall(np.zeros_like(found), twins) == 0
+    assert np.isnan(metrics.boundary_recall(found, np.zeros_like(twins)))
+
+
+def test_grey_error_over_grains():
+    labels = np.repeat(np.arange(4), 16)[None].repeat(32, 0)
+    noisy = 0.1 + 0.2 * labels + 0.0
+    shifted = noisy + np.array([0.0, 0.02, -0.02, 0.1])[labels]
+    error = metrics.grain_grey_error(shifted, noisy, labels)
+    assert error.median == pytest.approx(0.02)
+    assert 0.02 < error.p95 <= 0.1 + 1e-9
+    assert metrics.grain_grey_error(noisy, noisy, labels) == (0, 0)
+    thin = np.arange(32)[None].repeat(32, 0)
+    assert all(np.isnan(metrics.grain_grey_error(noisy[:, :32], noisy[:, :32], thin)))
+
+
+def test_interval_of_a_mean_covers_it_as_often_as_it_says():
+    draws = 3 + np.random.default_rng(1).standard_normal((400, 12))
+    found = [metrics.mean_interval(values) for values in draws]
+    covered = np.mean([low <= 3 <= high for _, low, high in found])
+    assert 0.92 < covered < 0.98
+    assert metrics.mean_interval([1.0, np.nan, 3.0]).mean == 2
+    assert metrics.mean_interval([2.0, 2.0]) == (2, 2, 2)
+    assert np.isnan(metrics.mean_interval([2.0]).low) and np.isnan(metrics.mean_interval([np.nan]).mean)
+    for bad in ([], [[1.0]], [np.inf, 1.0]):
+        with pytest.raises(ValueError, match="values"):
+            metrics.mean_interval(bad)
+
+
 @pytest.mark.skipif("MDN_MICROGRAPHS" not in os.environ, reason="needs the annotated steel")
 def test_the_detector_finds_what_was_traced_by_hand_on_steel():
     steel = micrographs.luminance(micrographs.load_source("steel_nist").pixels)

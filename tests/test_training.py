@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from mdn.baselines import DnCNN
-from mdn.network import DenoisingNetwork, NetworkConfig
+from mdn.network import DenoisingNetwork, NetworkConfig, stretch
 from mdn.training import History, TrainingConfig, _batch, fit, loss, predict, train_step
 
 TINY = NetworkConfig(width=8, blocks=2)
@@ -85,8 +85,6 @@ def test_it_ends_with_the_best_weights():
     config = TrainingConfig(steps=40, batch=4, crop=16, learning_rate=0.3, evaluate_every=4)
     model = network()
     history = fit(model, train, validation, config=config, key=KEY, progress=False)
-    from mdn.network import stretch
-
     output = predict(model, np.stack([stretch(x) for x in validation[0]]))
     psnr = float(np.mean(-10 * np.log10(((output - validation[1]) ** 2).mean((1, 2)))))
     assert psnr == pytest.approx(max(history.validation_psnr), abs=1e-3)
@@ -141,6 +139,13 @@ def test_grey_jitter_changes_the_input_and_not_the_truth():
     assert abs(fit_line[0] - 1) <= 0.2
 
 
+def test_some_crops_are_clean_already():
+    noisy, clean = pairs(64)
+    x, y = _batch(noisy, clean, replace(CONFIG, batch=64, clean_share=0.25), np.array([0, 7], np.uint32), 0)
+    same = [np.allclose(a, stretch(b)) for a, b in zip(x, y, strict=True)]
+    assert 4 < sum(same) < 30
+
+
 def test_dropout_masks_differ_from_step_to_step():
     noisy, clean = pairs(4)
     config = TrainingConfig(learning_rate=1e-12)
@@ -178,6 +183,7 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="validation holds NaN"):
         fit(network(), (noisy, clean), (noisy * np.nan, clean), config=CONFIG, key=KEY)
     wrong = {"steps": 0, "crop": 0, "l2": -1.0, "schedule": "linear", "dropout_until": 2.0, "average": 1.0}
+    wrong |= {"clean_share": 2.0}
     for bad in ({name: value} for name, value in wrong.items()):
         with pytest.raises(ValueError, match=next(iter(bad))):
             TrainingConfig(**bad)

@@ -1,11 +1,17 @@
-"""Uncertainty follows its key; an image unlike the training data is told from one that is like it."""
+"""Uncertainty follows its key and ranks errors; an image unlike the training data is told from one that is like it."""
+
+import json
 
 import jax
 import numpy as np
 import pytest
+from flax import nnx
+from scipy import ndimage
 
+from mdn import uncertainty
 from mdn.inference import Denoiser
-from mdn.uncertainty import familiarity, training_statistics, uncertainty_map
+from mdn.network import DenoisingNetwork, NetworkConfig
+from mdn.uncertainty import familiarity, restorations, sparsification, training_statistics, uncertainty_map
 
 KEY = jax.random.key(0)
 
@@ -14,20 +20,115 @@ def picture(shape, seed=0):
     return np.random.default_rng(seed).uniform(0.2, 0.9, shape).astype(np.float32)
 
 
-def test_uncertainty_follows_its_key_and_turns_with_the_image(denoiser):
+def texture(shape, seed, size=2.0):
+    noise = np.random.default_rng(seed).standard_normal(shape)
+    return ndimage.gaussian_filter(noise, size, mode="wrap").astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def coarse():
+    """A network on a grid of half the image's pixels."""
+    return Denoiser(DenoisingNetwork(NetworkConfig(width=8, blocks=2, scale=2), rngs=nnx.Rngs(0)))
+
+
+def test_uncertainty_follows_its_key(denoiser):
     image = picture((32, 24))
     a, b, c = (uncertainty_map(denoiser, image, key=jax.random.key(k)) for k in (0, 0, 1))
-    assert a.shape == image.shape and (a == b).all() and (a != c).any() and a.max() > 0
+    assert a.shape == image.shape and a.dtype == np.float32 and a.max() > 0
+    assert (a == b).all() and (a != c).any()
     with pytest.raises(ValueError, match="passes"):
         uncertainty_map(denoiser, image, key=KEY, passes=1)
 
 
-def test_familiar_and_unfamiliar_images(denoiser):
-    images = np.stack([picture((48, 48), seed) for seed in range(20)])
-    known = Denoiser(denoiser.network, {"training_statistics": training_statistics(denoiser.network, images)})
-    stripes = np.tile(np.linspace(0, 1, 48).astype(np.float32), (48, 1))
-    assert familiarity(known, stripes).distance > 5 * familiarity(known, images[3]).distance
-    assert "unlike" in familiarity(known, stripes).warning
-    assert familiarity(known, images[3]).warning is None
-    with pytest.raises(ValueError, match="statistics"):
-        familiarity(denoiser, stripes)
+def test_dropout_and_symmetries_are_switched_apart(denoiser):
+    image = picture((24, 32))
+    alone = restorations(denoiser, image, key=KEY, dropout=False, symmetries=False, passes=2)
+    assert (alone[0] == alone[1]).all()
+    np.testing.assert_allclose(alone[0], denoiser.restore(image), atol=1e-6)
+    for switched in ({"dropout": False}, {"symmetries": False}):
+        first, *others = restorations(denoiser, image, key=KEY, **switched)
+        assert len(others) == 7 and all((one != first).any() for one in others)
+
+
+def test_restorations_are_turned_back(denoiser, monkeypatch):
+    image = picture((24, 32))
+    monkeypatch.setattr(uncertainty, "_forward", lambda graph, state, key, seen: seen)
+    first, *others = restorations(denoiser, image, key=KEY)
+    assert first.shape == image.shape and all((one == first).all() for one in others)
+
+
+def test_the_eight_symmetries_differ_and_four_keep_the_shape():
+    image = picture((6, 4))
+    turned = [np.rot90(image[:, ::-1] if m else image, t) for t, m in uncertainty.SYMMETRIES]
+    assert len({each.tobytes() for each in turned}) == 8
+    assert [each.shape == image.shape for each in turned] == [True] * 4 + [False] * 4
+
+
+def test_uncertainty_turns_with_the_image(denoiser):
+    image = picture((32, 24))
+    both = [restorations(denoiser, each, key=KEY, dropout=False).std(0) for each in (image, np.rot90(image).copy())]
+    np.testing.assert_allclose(both[1], np.rot90(both[0]), atol=1e-6)
+
+
+def test_one_compilation_a_shape(denoiser):
+    before = uncertainty._forward._cache_size()
+    for seed in range(3):
+        uncertainty_map(denoiser, picture((19, 23), seed), key=jax.random.key(seed), passes=4)
+    assert uncertainty._forward._cache_size() == before + 1
+
+
+def test_sparsification_of_known_orders():
+    error = np.arange(100.0).reshape(10, 10)
+    perfect, useless, wrong = (sparsification(error, u) for u in (error**3, np.ones((10, 10)), -error))
+    assert perfect.ause == pytest.approx(0) and perfect.spearman == pytest.approx(1)
+    np.testing.assert_array_equal(perfect.left, perfect.oracle)
+    assert wrong.ause > 1.5 and wrong.spearman == pytest.approx(-1)
+    assert useless.spearman == 0
+    shuffled = sparsification(error, np.random.default_rng(0).permutation(error.ravel()).reshape(10, 10))
+    assert 0.6 < shuffled.ause < 1.4
+    half = sparsification(error, error, (0, 0.5))
+    assert half.left.tolist() == [49.5, 24.5] and half.random.tolist() == [49.5, 49.5]
+
+
+@pytest.mark.parametrize(
+    ("error", "fractions"),
+    [(np.ones(5), (0, 0.5)), (-np.ones(4), (0, 0.5)), (np.full(4, np.nan), (0, 0.5)), (np.ones(4), (0, 1)),
+     (np.ones(4), (0.1, 0.5)), (np.ones(4), (0, 0.5, 0.5))],
+)  # fmt: skip
+def test_what_cannot_be_sparsified_is_refused(error, fractions):
+    with pytest.raises(ValueError, match="error|fractions"):
+        sparsification(error, np.ones(4), fractions)
+
+
+@pytest.mark.parametrize("which", ["denoiser", "coarse"])
+def test_familiar_and_unfamiliar_images(which, request):
+    network = request.getfixturevalue(which).network
+    images = np.stack([texture((64, 64), seed) for seed in range(24)])
+    statistics = json.loads(json.dumps(training_statistics(network, images)))
+    known = Denoiser(network, {"training_statistics": statistics})
+    like = [familiarity(known, texture((64, 64), seed)) for seed in range(50, 60)]
+    assert sum(one.warning is None for one in like) >= 9
+    stripes = np.tile(np.linspace(0, 1, 64).astype(np.float32), (64, 1))
+    for strange in (stripes, picture((64, 64)), texture((64, 64), 1, 0.7), np.ones((64, 64), np.float32)):
+        assert "unlike" in familiarity(known, strange).warning
+        assert familiarity(known, strange).distance > 2 * np.mean([one.distance for one in like])
+
+
+def test_distance_does_not_depend_on_size_or_exposure(coarse):
+    images = np.stack([texture((64, 64), seed) for seed in range(24)])
+    known = Denoiser(coarse.network, {"training_statistics": training_statistics(coarse.network, images)})
+    large = texture((192, 256), 99)
+    assert familiarity(known, large).warning is None
+    exposed = 0.2 + 0.5 * (large - large.min()) / np.ptp(large)
+    assert familiarity(known, exposed).distance == pytest.approx(familiarity(known, large).distance, rel=1e-3)
+
+
+def test_statistics_are_small_and_needed(denoiser):
+    network = DenoisingNetwork(NetworkConfig(width=64, blocks=1, scale=2), rngs=nnx.Rngs(0))
+    images = np.stack([texture((32, 32), seed) for seed in range(20)])
+    assert len(json.dumps(training_statistics(network, images))) < 30_000
+    with pytest.raises(ValueError, match="images"):
+        training_statistics(network, images[:1])
+    for metadata in ({}, {"training_statistics": {"mean": [0.0], "std": [1.0], "limit": 1.0}}):
+        with pytest.raises(ValueError, match="statistics"):
+            familiarity(Denoiser(denoiser.network, metadata), images[0])

@@ -1,0 +1,523 @@
+"""The network beside its rivals: `python benchmarks/rivals.py --directory data/shipped`, or some of its parts by name.
+
+    table          every method on test pairs of both recipes: greys, boundaries, grains, defects
+    removal        each kind of defect alone, at three strengths, and the twins beside it
+    controls       what must not happen: clean images changed, boundaries invented, a result that hangs on the exposure
+    steel          the annotated steel, as it is and with defects added, at three magnifications
+    magnification  the varied test pairs by the size of their grains
+    targets        what was to be reached, one by one, from the parts above
+    seconds        of each method for a megapixel; only when named, on a machine that does nothing else
+
+Filters, thresholds and the filter called best (aligned PSNR) are chosen on validation pairs, for each recipe apart; all
+that is told is from test pairs. A value is [mean, low, high], its 95 % interval by image. Each part goes into
+benchmarks/results/rivals.json when it is done. `--quick` tries the parts on a few pairs and writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+
+import jax
+import numpy as np
+from skimage.exposure import match_histograms
+from skimage.measure import block_reduce
+from skimage.measure import label as connected
+
+import mdn
+from mdn.baselines import Method, as_method, load_dncnn, score_removal, tuned_filters
+from mdn.dataset import Pairs
+from mdn.defects import KINDS, DefectStrengths, add_defects
+from mdn.metrics import (
+    align,
+    aligned_psnr,
+    boundary_band,
+    boundary_recall,
+    boundary_score,
+    choose_threshold,
+    detect_boundaries,
+    grain_grey_error,
+    image_scores,
+    label_boundaries,
+    masked_psnr,
+    mean_interval,
+    psnr,
+    restored_share,
+    variation_of_information,
+)
+from mdn.micrographs import load_source, luminance, traced_boundaries
+from mdn.synthesis import stand_in
+
+RESULTS = Path(__file__).parent / "results" / "rivals.json"
+NETWORK, NOISY, TRUTH = "network", "noisy", "truth"
+EVERYWHERE = {"speckle", "illumination", "noise", "jpeg", "mottle"}  # kinds that have no inside and no outside
+SCRATCHES = ("deep_scratch", "faint_scratch")
+LOWER = {"VoI split", "VoI merge", "G error", "grain grey median", "grain grey p95"}  # the less, the better
+STRENGTHS = (0.25, 0.5, 1.0)
+STEEL_STRENGTHS = (0.3, 0.6, 1.0)
+FACTORS = (1, 2, 4)  # of the steel's magnification, downwards
+DIAMETERS = (0, 15, 25, 50, math.inf)  # px, edges of the bins
+RESCALED = ((0.5, 0.25), (0.3, 0.05), (0.8, 0.1))  # gain and offset that clip nothing
+SEAM = 16  # px beside the grains that do not count as blank
+Table = dict[str, list | dict]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How many pairs of each recipe tune and test, truths for defects and controls, draws of defects on the steel."""
+
+    tuned: int = 24
+    tested: int | None = None
+    truths: int = 12
+    draws: int = 3
+
+
+QUICK = Sizes(tuned=2, tested=4, truths=2, draws=1)
+
+
+def chosen(pairs: Pairs, index: np.ndarray) -> Pairs:
+    """Some of the pairs."""
+    arrays = {f.name: getattr(pairs, f.name) for f in fields(pairs)}
+    return replace(pairs, **{n: a[index] for n, a in arrays.items() if isinstance(a, np.ndarray)})
+
+
+def bits(kinds: Iterable[str]) -> int:
+    """Those kinds in the bit mask of a pair's defects."""
+    return sum(1 << KINDS.index(kind) for kind in kinds)
+
+
+def score(output: np.ndarray, pairs: Pairs, i: int, boundaries: np.ndarray, threshold: float) -> dict[str, float]:
+    """All columns of the table for one output on the i-th pair, whose true boundaries are given."""
+    noisy, clean = pairs.noisy[i], pairs.clean[i].astype(float)
+    aligned, matched = align(output, clean), match_histograms(output, noisy)
+    local, scratches = (pairs.defects[i] & bits(kinds) > 0 for kinds in (set(KINDS) - EVERYWHERE, SCRATCHES))
+    found, grains = detect_boundaries(output, threshold), mdn.segment_grains(output, threshold)
+    regions = connected(pairs.regions[i], background=-1, connectivity=1)
+    shape, greys = boundary_score(found, boundaries), grain_grey_error(matched, noisy, pairs.labels[i])
+    split, merge = variation_of_information(grains, regions)
+    error = abs(astm(grains) - astm(regions))
+    return image_scores(output, noisy, clean) | {
+        "PSNR inside defects": masked_psnr(aligned, clean, local),
+        "PSNR outside": masked_psnr(aligned, clean, ~local),
+        "PSNR on the band": masked_psnr(aligned, clean, boundary_band(boundaries)),
+        "boundary F": shape.f,
+        "precision": shape.precision,
+        "recall": shape.recall,
+        "grain recall": boundary_recall(found, label_boundaries(pairs.labels[i], periodic=True)),
+        "twin recall": boundary_recall(found, pairs.twin_boundaries[i]),
+        "VoI split": split,
+        "VoI merge": merge,
+        "G error": error,
+        "G within 0.25": float(error <= 0.25),
+        "grain grey median": greys.median,
+        "grain grey p95": greys.p95,
+        "defects restored": restored_share(aligned, clean, local),
+        "scratches restored": restored_share(aligned, clean, scratches),
+        "scratches restored, raw": restored_share(output, clean, scratches),
+    }
+
+
+def astm(labels: np.ndarray) -> float:
+    """Grain size number at 1 um a pixel, twins counted as grains on both sides; NaN without any boundary."""
+    try:
+        return mdn.grain_size(labels.astype(np.int32), um_per_px=1.0).astm_g
+    except ValueError:
+        return math.nan
+
+
+class Recipe:
+    """The pairs of one recipe, and the methods as tuned on its validation pairs."""
+
+    def __init__(self, name: str, validation: Pairs, test: Pairs, models: dict[str, Method]):
+        self.name, self.validation, self.test = name, validation, test
+        filters = tuned_filters(validation.noisy, validation.clean)
+        self.methods = {NOISY: lambda image: image, **filters, **models}
+        self.filters, self.models = tuple(filters), tuple(models)
+        self._thresholds, self._scores = {}, {}
+
+    def outputs(self, name: str, pairs: Pairs) -> list[np.ndarray]:
+        """What a method makes of pairs; the truth stands for a perfect one."""
+        return list(pairs.clean if name == TRUTH else map(self.methods[name], pairs.noisy))
+
+    @cached_property
+    def best(self) -> str:
+        """The filter of the highest mean aligned PSNR on the validation pairs."""
+        pairs = self.validation
+
+        def mean(name):
+            return np.mean([aligned_psnr(x, y) for x, y in zip(self.outputs(name, pairs), pairs.clean, strict=True)])
+
+        return max(self.filters, key=mean)
+
+    def threshold(self, name: str) -> float:
+        """A method's threshold of the boundary detector."""
+        if name not in self._thresholds:
+            outputs = self.outputs(name, self.validation)
+            self._thresholds[name] = choose_threshold(outputs, self.validation.boundaries)
+        return self._thresholds[name]
+
+    def scores(self, name: str) -> dict[str, np.ndarray]:
+        """A method's columns on the test pairs, each [N]."""
+        if name not in self._scores:
+            threshold, boundaries = self.threshold(name), self.test.boundaries
+            outputs = enumerate(self.outputs(name, self.test))
+            rows = [score(x, self.test, i, boundaries[i], threshold) for i, x in outputs]
+            columns = {column: np.array([row[column] for row in rows]) for column in rows[0]}
+            self._scores[name] = {c: np.where(np.isinf(v), np.nan, v) for c, v in columns.items()}  # the truth's PSNR
+        return self._scores[name]
+
+    def compared(self) -> dict[str, Method]:
+        """Untouched, the best filter and the network: what the other parts hold side by side."""
+        return {name: self.methods[name] for name in (NOISY, self.best, NETWORK)}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """All that the parts need: `denoiser` is the network, `recipes` those there are pairs of."""
+
+    denoiser: mdn.Denoiser
+    recipes: dict[str, Recipe]
+    sizes: Sizes
+    key: jax.Array
+
+    @property
+    def general(self) -> Recipe:
+        """The recipe whose filters and thresholds serve where there are no pairs: the varied one."""
+        return list(self.recipes.values())[-1]
+
+    @cached_property
+    def truths(self) -> Pairs:
+        """Some test pairs, spread over all of them."""
+        halves = [recipe.test for recipe in self.recipes.values()]
+        count = math.ceil(self.sizes.truths / len(halves))
+        halves = [chosen(p, np.linspace(0, len(p) - 1, min(count, len(p))).astype(int)) for p in halves]
+        names = [f.name for f in fields(Pairs) if f.name != "sources"]
+        return replace(halves[0], **{n: np.concatenate([getattr(p, n) for p in halves]) for n in names})
+
+
+def prepare(directory: Path, sizes: Sizes, weights: dict[str, Path], seed: int = 0) -> Bench:
+    """Load pairs and models, and tune. weights: further networks by name, DnCNN's too."""
+    denoiser = mdn.load_denoiser(weights.get(NETWORK))
+    models = {name: model(path) for name, path in weights.items() if name != NETWORK} | {NETWORK: denoiser.restore}
+    validation, test = (mdn.load_pairs(directory / "pairs.zarr", split) for split in ("validation", "test"))
+    recipes = {}
+    for name, varied in (("paper", False), ("varied", True)):
+        tuned, tested = (np.flatnonzero(pairs.varied == varied) for pairs in (validation, test))
+        if len(tuned) and len(tested):
+            pairs = chosen(validation, tuned[: sizes.tuned]), chosen(test, tested[: sizes.tested])
+            recipes[name] = Recipe(name, *pairs, models)
+    return Bench(denoiser, recipes, sizes, jax.random.key(seed))
+
+
+def model(path: Path) -> Method:
+    """A network or a DnCNN as a method, by what its file holds."""
+    try:
+        return as_method(load_dncnn(path))
+    except ValueError:
+        return mdn.load_denoiser(path).restore
+
+
+# ---- the parts
+
+
+def table(bench: Bench) -> Table:
+    """Every method on the test pairs; then the network less its rivals, pair by pair."""
+    rows, differences, best = [], [], {}
+    for recipe in bench.recipes.values():
+        scores = {name: recipe.scores(name) for name in (*recipe.methods, TRUTH)}
+        columns = list(scores[NOISY])
+        n = len(recipe.test)
+        rows += [[recipe.name, n, name, *(mean_interval(s[c]) for c in columns)] for name, s in scores.items()]
+        hardest = {c: hardest_filter(recipe, c) for c in columns}
+        best[recipe.name] = hardest
+        rivals = {NOISY: dict.fromkeys(columns, NOISY), "best filter": hardest}
+        rivals |= {name: dict.fromkeys(columns, name) for name in recipe.models if name != NETWORK}
+        for name, rival in rivals.items():
+            gains = [mean_interval(scores[NETWORK][c] - scores[rival[c]][c]) for c in columns]
+            differences.append([recipe.name, n, f"network - {name}", *gains])
+    thresholds = {r.name: {name: r.threshold(name) for name in (*r.methods, TRUTH)} for r in bench.recipes.values()}
+    return {
+        "columns": ["pairs", "n", "method", *columns],
+        "rows": rows,
+        "differences": differences,
+        "best filter": best,
+        "thresholds": thresholds,
+    }
+
+
+def hardest_filter(recipe: Recipe, column: str) -> str:
+    """The filter of the best mean on the test pairs: harder to beat than the one that validation would choose."""
+    means = {name: mean_interval(recipe.scores(name)[column]).mean for name in recipe.filters}
+    return (min if column in LOWER else max)(means, key=means.get)
+
+
+def removal(bench: Bench) -> Table:
+    """Share of each defect's visible pixels restored to within 0.1 (aligned), and recall of the twins beside it."""
+    recipe, pairs = bench.general, bench.truths
+    methods = recipe.compared()
+    thresholds = {name: recipe.threshold(name) for name in methods}
+    arguments = methods, thresholds, pairs.clean, pairs.boundaries, pairs.twin_boundaries
+    found = score_removal(*arguments, key=bench.key, strengths=STRENGTHS)
+    found += score_removal(*arguments, key=bench.key, kinds=SCRATCHES[:1], strengths=(0.0,))
+    groups = {}
+    for row in found:
+        groups.setdefault((row["kind"], row["strength"], row["method"]), []).append(row)
+    columns = "restored", "twin recall"
+    rows = [[*group, *(mean_interval([row[c] for row in each]) for c in columns)] for group, each in groups.items()]
+    return {"columns": ["kind", "strength", "method", *columns], "rows": rows, "n": len(pairs)}
+
+
+def controls(bench: Bench) -> Table:
+    """Clean in, PSNR to itself; boundaries found on a blank field; the matched output of a rescaled input."""
+    rows = []
+    for recipe in bench.recipes.values():
+        truths = recipe.test.clean
+        raw = [psnr(bench.denoiser.restore(x), x) for x in truths]
+        matched = [psnr(bench.denoiser(x), x) for x in truths]
+        aligned = [aligned_psnr(bench.denoiser.restore(x), x) for x in truths]
+        for name, values in {"raw": raw, "matched": matched, "aligned": aligned}.items():
+            rows.append([f"clean in ({recipe.name}), {name} PSNR", NETWORK, mean_interval(values)])
+    for (field, kind, method), share in blank_fields(bench).items():
+        rows.append([f"boundary on a blank field {field}, {kind}", method, mean_interval(share)])
+    for gain, offset in RESCALED:
+        apart = [np.abs(bench.denoiser(gain * x + offset) - gain * bench.denoiser(x) - offset) / gain
+                 for x in bench.truths.noisy]  # fmt: skip
+        name = f"input x {gain:g} + {offset:g}"
+        rows.append([f"{name}, mean deviation", NETWORK, mean_interval([each.mean() for each in apart])])
+        rows.append([f"{name}, largest deviation", NETWORK, mean_interval([each.max() for each in apart])])
+    return {"columns": ["control", "method", "value"], "rows": rows}
+
+
+def blank_fields(bench: Bench, grey: float = 0.6, strength: float = 0.5) -> dict[tuple, list[float]]:
+    """Share of pixels where a boundary is found on a grey field with defects: alone, and beside grains.
+
+    The detector stretches what it sees, so that alone even a trace of mottle is found; beside grains their
+    contrast sets the scale, as on a micrograph.
+    """
+    recipe, found = bench.general, {}
+    kinds = [kind for kind in KINDS if kind != "thick_boundary"]
+    sets = {"no defect": {}, "all kinds": dict.fromkeys(kinds, strength)} | {k: {k: strength} for k in kinds}
+    for i, clean in enumerate(bench.truths.clean):
+        half = clean.shape[1] // 2
+        beside = np.where(np.arange(clean.shape[1]) < half, clean, np.float32(grey))
+        inside = np.s_[SEAM:-SEAM, half + SEAM : -SEAM]
+        for field, image, part in (("alone", np.full_like(clean, grey), np.s_[:]), ("beside grains", beside, inside)):
+            for kind, strengths in sets.items():
+                strengths = DefectStrengths(**dict.fromkeys(KINDS, 0.0) | strengths)
+                nowhere = np.zeros(clean.shape, bool)
+                defective, _ = add_defects(image, nowhere, strengths=strengths, key=jax.random.fold_in(bench.key, i))
+                for name, method in recipe.compared().items():
+                    edges = detect_boundaries(method(defective), recipe.threshold(name))
+                    found.setdefault((field, kind, name), []).append(float(edges[part].mean()))
+    return found
+
+
+def steel(bench: Bench) -> Table:
+    """Boundary F on the traced steel, untouched and denoised, with defects added, at each magnification.
+
+    All kinds but corrosion, which follows the traced boundaries and would help to find them.
+    """
+    rows, recipe = [], bench.general
+    try:
+        image, traced = luminance(load_source("steel_nist").pixels), traced_boundaries("steel_nist")
+    except FileNotFoundError as error:
+        print(f"*** LEFT OUT: the annotated steel, {error} ***", file=sys.stderr)
+        return {"columns": [], "rows": []}
+    for factor in FACTORS:
+        small, edges = block_reduce(image, factor, np.mean), block_reduce(traced, factor, np.max)
+        for strength in (0.0, *STEEL_STRENGTHS):
+            each = {name: [] for name in recipe.compared()}
+            for draw in range(bench.sizes.draws if strength else 1):
+                strengths = DefectStrengths(**dict.fromkeys(KINDS, strength) | {"thick_boundary": 0.0})
+                dirty, _ = add_defects(small, edges, strengths=strengths, key=jax.random.fold_in(bench.key, draw))
+                for name, method in recipe.compared().items():
+                    each[name].append(boundary_score(detect_boundaries(method(dirty), recipe.threshold(name)), edges))
+            rows += [[factor, strength, name, len(s), *map(float, np.mean(s, 0))] for name, s in each.items()]
+    clean = {(row[0], row[2]): row[-1] for row in rows if not row[1]}
+    before = {tuple(row[:2]): row[-1] for row in rows if row[2] == NOISY}
+    for row in rows:  # nothing to regain where nothing was lost
+        lost = clean[row[0], NOISY] - before[tuple(row[:2])]
+        row.append((row[-1] - before[tuple(row[:2])]) / lost if row[1] and lost > 0.01 else None)
+    columns = ["smaller by", "strength", "method", "draws", "precision", "recall", "boundary F", "lost F regained"]
+    return {"columns": columns, "rows": rows}
+
+
+def magnification(bench: Bench) -> Table:
+    """Boundary F and aligned PSNR of the varied test pairs by the mean diameter of their grains."""
+    recipe, rows = bench.general, []
+    counts = np.array([len(np.unique(labels)) for labels in recipe.test.labels])
+    diameter = np.sqrt(4 / math.pi * recipe.test.labels[0].size / counts)
+    columns = "aligned PSNR", "boundary F"
+    for low, high in pairwise(DIAMETERS):
+        inside = (low <= diameter) & (diameter < high)
+        if inside.any():
+            for name in recipe.compared():
+                values = [mean_interval(recipe.scores(name)[c][inside]) for c in columns]
+                rows.append([low, None if math.isinf(high) else high, int(inside.sum()), name, *values])
+    return {"columns": ["from (px)", "below (px)", "n", "method", *columns], "rows": rows}
+
+
+def seconds(bench: Bench, side: int = 512) -> Table:
+    """Seconds a megapixel: the faster of two calls after the first, which compiles."""
+    image, rows = stand_in("etched", (side, side), key=bench.key), []
+    for name, method in bench.general.methods.items():
+        taken = []
+        for _ in range(3):
+            start = time.perf_counter()
+            method(image)
+            taken.append(time.perf_counter() - start)
+        rows.append([name, min(taken[1:]) / image.size * 1e6])
+    return {"columns": ["method", "seconds a megapixel"], "rows": rows}
+
+
+PARTS: dict[str, Callable[[Bench], Table]] = {p.__name__: p for p in (table, removal, controls, steel, magnification)}
+
+
+# ---- the targets, from what the parts found
+
+
+def targets(parts: dict[str, Table]) -> Table:
+    """Each target of the issue, met or missed; those whose part is missing are left out."""
+    rows: list[list] = []
+
+    def reach(name: str, at_least: float, value: float | None, *, strictly: bool = False) -> None:
+        value = math.nan if value is None else value
+        met = value > at_least if strictly else value >= at_least
+        rows.append([name, f"{'above' if strictly else 'at least'} {at_least:g}", float(value), bool(met)])
+
+    found = parts.get("table", {"columns": [], "rows": [], "differences": []})
+    column = {name: place for place, name in enumerate(found["columns"])}
+    rates = {"paper": (7, 6, 3, 0.90), "varied": (4, 3.5, 2, 0.80)}
+    means = {(row[0], row[2]): row for row in found["rows"]}
+    gains = {(row[0], row[2]): row for row in found["differences"]}
+    for recipe in dict.fromkeys(row[0] for row in found["rows"]):
+        noisy, best = gains[recipe, "network - noisy"], gains[recipe, "network - best filter"]
+        over_noisy, over_best, aligned, f = rates[recipe]
+        reach(f"{recipe}: raw PSNR over noisy (dB)", over_noisy, noisy[column["raw PSNR"]][0])
+        reach(f"{recipe}: raw PSNR over the best filter (dB)", over_best, best[column["raw PSNR"]][0])
+        reach(f"{recipe}: aligned PSNR over the best filter (dB)", aligned, best[column["aligned PSNR"]][0])
+        if (recipe, "network - DnCNN") in gains:
+            over = gains[recipe, "network - DnCNN"][column["aligned PSNR"]]
+            reach(f"{recipe}: aligned PSNR over DnCNN (dB, low end)", 0, over[1], strictly=True)
+        for name in ("boundary F", "precision"):
+            reach(f"{recipe}: {name} over noisy (low end)", 0, noisy[column[name]][1], strictly=True)
+        reach(f"{recipe}: recall over noisy", 0, noisy[column["recall"]][0])
+        network = means[recipe, NETWORK]
+        reach(f"{recipe}: boundary F", f, network[column["boundary F"]][0])
+        if recipe == "paper":
+            reach("paper: share of pairs with G within 0.25", 0.9, network[column["G within 0.25"]][0])
+        reach(f"{recipe}: scratch pixels restored, raw", 0.8, network[column["scratches restored, raw"]][0])
+        reach(f"{recipe}: scratch pixels restored, aligned", 0.8, network[column["scratches restored"]][0])
+        twins, findable = (means[recipe, name][column["twin recall"]][0] for name in (NETWORK, TRUTH))
+        reach(f"{recipe}: twin boundary length found", 0.85, twins)
+        if twins and findable:
+            reach(f"{recipe}: twin boundary length found, of what is found on the truth", 0.85, twins / findable)
+    steel_rows = parts.get("steel", {"rows": []})["rows"]
+    steel_f = {tuple(row[:3]): row for row in steel_rows}
+    for factor, strength, name, *_ in steel_rows:
+        if name == NETWORK and factor == 1:
+            row, untouched = steel_f[factor, strength, name], steel_f[factor, strength, NOISY]
+            if not strength:
+                reach("steel: boundary F over untouched", 0, row[-2] - untouched[-2])
+            elif row[-1] is not None:
+                reach(f"steel, defects at {strength:g}: share of the lost F regained", 0.5, row[-1])
+    for name, method, value in parts.get("controls", {"rows": []})["rows"]:
+        if name.startswith("clean in") and "aligned" not in name:
+            reach(f"{name} (dB)", 32, value[0])
+        if name == "boundary on a blank field beside grains, all kinds" and method == NETWORK:
+            rows.append([f"{name}: share of pixels", "at most 0", value[0], value[0] <= 0])
+        if "largest deviation" in name:
+            rows.append([f"{name} (grey)", f"at most {1 / 255:.2g}", value[0], value[0] <= 1 / 255])
+    return {"columns": ["target", "wanted", "found", "met"], "rows": rows}
+
+
+# ---- told and kept
+
+
+def cell(value) -> str:
+    """A number in three digits, the mean of an interval, a gap where nothing was measured."""
+    value = value[0] if isinstance(value, tuple | list) else value
+    if isinstance(value, bool):
+        return "met" if value else "MISSED"
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def show(name: str, found: Table) -> None:
+    """Aligned columns, by number where there are many; of a table its differences too."""
+    head = found["columns"]
+    if len(head) > 9:
+        print("\n" + ", ".join(f"({i}) {text}" for i, text in enumerate(head[3:], 1)))
+        head = [*head[:3], *(f"({i})" for i in range(1, len(head) - 2))]
+    cells = [head, *(list(map(cell, row)) for row in found["rows"] + found.get("differences", []))]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    print(f"\n{name}")
+    for row in cells:
+        print("  " + " | ".join(f"{text:>{width}}" for text, width in zip(row, widths, strict=True)), flush=True)
+
+
+def plain(value):
+    """JSON knows no NaN: null."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def save(path: Path, name: str, found: Table, command: str) -> None:
+    """Put a part into the file, whole or not at all, and leave the others as they are."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__} on {jax.default_backend()}"
+    facts = {"command": command, "commit": commit, "machine": machine}
+    held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(held | {name: facts | plain(found)}, indent=1), encoding="utf-8")
+    part.replace(path)
+
+
+def main() -> None:
+    """Run the parts asked for, print and keep what they find."""
+    known = (*PARTS, "targets", "seconds")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(known)}; all but seconds by default")
+    parser.add_argument("--directory", type=Path, default=Path("data/shipped"), help="where pairs.zarr is")
+    parser.add_argument(
+        "--weights", action="append", default=[], metavar="NAME=PATH",
+        help="a further network or DnCNN as a row; network=PATH replaces the shipped one",
+    )  # fmt: skip
+    parser.add_argument("--quick", action="store_true", help="on a few pairs, to see that it runs; nothing is written")
+    args = parser.parse_args()
+    if unknown := set(args.parts) - set(known):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    if any("=" not in text for text in args.weights):
+        parser.error(f"--weights {args.weights}: NAME=PATH is accepted")
+    weights = {name: Path(path) for name, path in (text.split("=", 1) for text in args.weights)}
+    dncnn = args.directory / "dncnn.safetensors"
+    weights = ({"DnCNN": dncnn} if dncnn.exists() else {}) | weights
+    wanted = args.parts or [name for name in known if name != "seconds"]
+    bench = prepare(args.directory, QUICK if args.quick else Sizes(), weights) if wanted != ["targets"] else None
+    held = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() and not args.quick else {}
+    for name in (n for n in known if n in wanted):
+        found = targets(held) if name == "targets" else {**PARTS, "seconds": seconds}[name](bench)
+        held[name] = found
+        show(name, found)
+        if not args.quick:
+            save(RESULTS, name, found, " ".join(["python benchmarks/rivals.py", *sys.argv[1:]]))
+
+
+if __name__ == "__main__":
+    main()
