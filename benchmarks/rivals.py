@@ -51,6 +51,7 @@ from mdn.metrics import (
     image_scores,
     label_boundaries,
     masked_psnr,
+    matched_psnr,
     mean_interval,
     psnr,
     restored_share,
@@ -63,7 +64,14 @@ RESULTS = Path(__file__).parent / "results" / "rivals.json"
 NETWORK, NOISY, TRUTH = "network", "noisy", "truth"
 EVERYWHERE = {"speckle", "illumination", "noise", "jpeg", "mottle"}  # kinds that have no inside and no outside
 SCRATCHES = ("deep_scratch", "faint_scratch")
-LOWER = {"VoI split", "VoI merge", "G error", "grain grey median", "grain grey p95"}  # the less, the better
+LOWER = {
+    "VoI split",
+    "VoI merge",
+    "G error",
+    "G error to clean",
+    "grain grey median",
+    "grain grey p95",
+}  # the less, the better
 STRENGTHS = (0.25, 0.5, 1.0)
 STEEL_STRENGTHS = (0.3, 0.6, 1.0)
 FACTORS = (1, 2, 4)  # of the steel's magnification, downwards
@@ -77,9 +85,9 @@ Table = dict[str, list | dict]
 class Sizes:
     """How many pairs of each recipe tune and test, truths for defects and controls, draws of defects on the steel."""
 
-    tuned: int = 24
+    tuned: int = 16
     tested: int | None = None
-    truths: int = 12
+    truths: int = 8
     draws: int = 3
 
 
@@ -97,8 +105,12 @@ def bits(kinds: Iterable[str]) -> int:
     return sum(1 << KINDS.index(kind) for kind in kinds)
 
 
-def score(output: np.ndarray, pairs: Pairs, i: int, boundaries: np.ndarray, threshold: float) -> dict[str, float]:
-    """All columns of the table for one output on the i-th pair, whose true boundaries are given."""
+def score(output: np.ndarray, pairs: Pairs, i: int, boundaries, threshold: float, clean_g: float) -> dict[str, float]:
+    """All columns of the table for one output on the i-th pair, whose true boundaries are given.
+
+    clean_g: grain size number of the clean image when it is segmented. It is not the true one: segmentation misses
+    twins and thin grains on a perfect image too, and only what is added to that is the denoiser's.
+    """
     noisy, clean = pairs.noisy[i], pairs.clean[i].astype(float)
     aligned, matched = align(output, clean), match_histograms(output, noisy)
     local, scratches = (pairs.defects[i] & bits(kinds) > 0 for kinds in (set(KINDS) - EVERYWHERE, SCRATCHES))
@@ -106,7 +118,8 @@ def score(output: np.ndarray, pairs: Pairs, i: int, boundaries: np.ndarray, thre
     regions = connected(pairs.regions[i], background=-1, connectivity=1)
     shape, greys = boundary_score(found, boundaries), grain_grey_error(matched, noisy, pairs.labels[i])
     split, merge = variation_of_information(grains, regions)
-    error = abs(astm(grains) - astm(regions))
+    g = astm(grains)
+    error, added = abs(g - astm(regions)), abs(g - clean_g)
     return image_scores(output, noisy, clean) | {
         "PSNR inside defects": masked_psnr(aligned, clean, local),
         "PSNR outside": masked_psnr(aligned, clean, ~local),
@@ -120,6 +133,8 @@ def score(output: np.ndarray, pairs: Pairs, i: int, boundaries: np.ndarray, thre
         "VoI merge": merge,
         "G error": error,
         "G within 0.25": float(error <= 0.25),
+        "G error to clean": added,
+        "G within 0.25 of clean": float(added <= 0.25),
         "grain grey median": greys.median,
         "grain grey p95": greys.p95,
         "defects restored": restored_share(aligned, clean, local),
@@ -160,6 +175,11 @@ class Recipe:
 
         return max(self.filters, key=mean)
 
+    @cached_property
+    def clean_g(self) -> list[float]:
+        """Grain size number of each clean test image, segmented with its own threshold."""
+        return [astm(mdn.segment_grains(image, self.threshold(TRUTH))) for image in self.test.clean]
+
     def threshold(self, name: str) -> float:
         """A method's threshold of the boundary detector."""
         if name not in self._thresholds:
@@ -172,7 +192,7 @@ class Recipe:
         if name not in self._scores:
             threshold, boundaries = self.threshold(name), self.test.boundaries
             outputs = enumerate(self.outputs(name, self.test))
-            rows = [score(x, self.test, i, boundaries[i], threshold) for i, x in outputs]
+            rows = [score(x, self.test, i, boundaries[i], threshold, self.clean_g[i]) for i, x in outputs]
             columns = {column: np.array([row[column] for row in rows]) for column in rows[0]}
             self._scores[name] = {c: np.where(np.isinf(v), np.nan, v) for c, v in columns.items()}  # the truth's PSNR
         return self._scores[name]
@@ -283,9 +303,10 @@ def controls(bench: Bench) -> Table:
     rows = []
     for recipe in bench.recipes.values():
         truths = recipe.test.clean
-        raw = [psnr(bench.denoiser.restore(x), x) for x in truths]
-        matched = [psnr(bench.denoiser(x), x) for x in truths]
-        aligned = [aligned_psnr(bench.denoiser.restore(x), x) for x in truths]
+        outputs = [bench.denoiser.restore(x) for x in truths]
+        raw = [psnr(y, x) for y, x in zip(outputs, truths, strict=True)]
+        matched = [matched_psnr(y, x, x) for y, x in zip(outputs, truths, strict=True)]
+        aligned = [aligned_psnr(y, x) for y, x in zip(outputs, truths, strict=True)]
         for name, values in {"raw": raw, "matched": matched, "aligned": aligned}.items():
             rows.append([f"clean in ({recipe.name}), {name} PSNR", NETWORK, mean_interval(values)])
     for (field, kind, method), share in blank_fields(bench).items():
@@ -416,7 +437,9 @@ def targets(parts: dict[str, Table]) -> Table:
         network = means[recipe, NETWORK]
         reach(f"{recipe}: boundary F", f, network[column["boundary F"]][0])
         if recipe == "paper":
-            reach("paper: share of pairs with G within 0.25", 0.9, network[column["G within 0.25"]][0])
+            reach("paper: share of pairs with G within 0.25 of the truth", 0.9, network[column["G within 0.25"]][0])
+            within = network[column["G within 0.25 of clean"]][0]
+            reach("paper: share of pairs with G within 0.25 of the clean image's, segmented alike", 0.9, within)
         reach(f"{recipe}: scratch pixels restored, raw", 0.8, network[column["scratches restored, raw"]][0])
         reach(f"{recipe}: scratch pixels restored, aligned", 0.8, network[column["scratches restored"]][0])
         twins, findable = (means[recipe, name][column["twin recall"]][0] for name in (NETWORK, TRUTH))

@@ -123,6 +123,15 @@ def test_distance_does_not_depend_on_size_or_exposure(coarse):
     assert familiarity(known, exposed).distance == pytest.approx(familiarity(known, large).distance, rel=1e-3)
 
 
+def test_distance_is_mahalanobis_where_no_axis_is_left_out():
+    rng = np.random.default_rng(0)
+    pooled = rng.standard_normal((60, 5)) @ rng.standard_normal((5, 5)) + 3
+    z = (pooled - pooled.mean(0)) / pooled.std(0)
+    covariance = (1 - uncertainty.SHRINKAGE) * z.T @ z / len(z) + uncertainty.SHRINKAGE * np.eye(5)
+    expected = np.sqrt(np.einsum("ni,ij,nj->n", z, np.linalg.inv(covariance), z) / 5)
+    np.testing.assert_allclose(uncertainty._distance(uncertainty._fit(pooled), pooled), expected)
+
+
 def test_statistics_are_small_and_needed(denoiser):
     network = DenoisingNetwork(NetworkConfig(width=64, blocks=1, scale=2), rngs=nnx.Rngs(0))
     images = np.stack([texture((32, 32), seed) for seed in range(20)])
