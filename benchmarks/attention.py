@@ -209,7 +209,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="a safetensors file; the shipped weights by default")
     parser.add_argument("--n", type=int, default=100, help="test pairs, as many of each recipe as there are")
     parser.add_argument(
-        "--silenced", type=int, default=6, help=f"of them, cut to {CROP} px, whose channels are silenced"
+        "--silenced", type=int, default=40, help=f"of them, cut to {CROP} px, whose channels are silenced"
     )
     parser.add_argument("--quick", action="store_true", help="a few images, to see that it runs; nothing is written")
     args = parser.parse_args()

@@ -6,11 +6,11 @@ import sys
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 import mdn
 from mdn.attention import attention_maps
 from mdn.inference import load_denoiser
-from mdn.network import NetworkConfig
 from mdn.uncertainty import familiarity, uncertainty_map
 
 KEY = jax.random.key(0)
@@ -81,7 +81,10 @@ def test_missing_weights(tmp_path):
 def test_shipped_weights_load_and_denoise():
     """The box holds what its card says, and it lifts a simulated pair well above its noise."""
     denoiser = mdn.load_denoiser()
-    assert denoiser.network.config == NetworkConfig()
+    config = denoiser.network.config
+    assert (config.width, config.blocks, config.gate, config.attention) == (64, 6, "sigmoid", True)
+    kernels = [leaf for leaf in jax.tree.leaves(nnx.state(denoiser.network, nnx.Param)) if leaf.ndim == 4]
+    assert sum(2 * kernel.size for kernel in kernels) / config.scale**2 < 300e3  # operations a pixel
     grains = mdn.grow(mdn.AllenCahn(shape=(128, 128)), n_grains=16, time=20.0, key=KEY)
     pair = mdn.make_pair(grains, mdn.synthesis.stand_in("etched", (128, 128), key=KEY), key=KEY)
     scores = [mdn.metrics.aligned_psnr(x, pair.clean) for x in (pair.noisy, denoiser.restore(pair.noisy))]
