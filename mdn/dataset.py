@@ -333,7 +333,8 @@ def make_dataset(
 
 
 def _settle(cores) -> None:
-    """Keep a worker on one core, where the system knows of such a thing: XLA would take all of them."""
+    """Keep a worker on one core, where the system knows of such a thing: XLA would take all of them, or the GPU."""
+    jax.config.update("jax_platforms", "cpu")
     if hasattr(os, "sched_setaffinity"):
         allowed = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {allowed[cores.get() % len(allowed)]})
