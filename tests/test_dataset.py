@@ -155,7 +155,7 @@ def test_bad_input_is_named(made, tmp_path):
         load_pairs(made[0], "holdout")
     with pytest.raises(ValueError, match="no dataset"):
         load_pairs(tmp_path / "nothing.zarr", "train")
-    wrong = {"n_pairs": 2, "n_runs": 1, "shape": (8, 8), "varied": 1.5, "stand_ins": -1, "diameter": (2, 9)}
+    wrong = {"n_pairs": 2, "n_runs": 1, "shape": (8, 8), "varied": 1.5, "stand_ins": -1, "diameter": (2.0, 9.0)}
     for bad in ({name: value} for name, value in wrong.items()):
         with pytest.raises(ValueError, match=next(iter(bad))):
             DatasetConfig(**bad)
