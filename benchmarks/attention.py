@@ -1,4 +1,4 @@
-"""What the attention does, measured: `python benchmarks/attention.py --directory data/shipped`, about 4 core-minutes.
+"""What the attention does, measured: `python benchmarks/attention.py --directory data/shipped`, about 10 core-minutes.
 
     maps       how far each block's spatial map follows defects, boundaries and the change from input to output
     weights    how far each channel's weight follows what an image holds, over images
