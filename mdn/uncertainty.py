@@ -75,6 +75,9 @@ def restorations(
 def uncertainty_map(denoiser: Denoiser, image: ArrayLike, *, key: Array, passes: int = 8) -> Float[np.ndarray, "h w"]:
     """Standard deviation of the network's output over dropout masks and the symmetries of the square.
 
+    It says where the network hesitates, not where it is surely wrong: a grey that the input does not tell is wrong all
+    over a grain, and steadily so. benchmarks/uncertainty.py measures how well it ranks pixels by their error.
+
     Args:
         denoiser, image, key, passes: as of `restorations`.
 
