@@ -3,7 +3,8 @@
 Every row is trained alike, on as many pairs of the same grown structures and for as many steps of as many crops, with
 one part removed or switched, and scored on the same test pairs, of which no row saw a grain or a region. DnCNN gets
 the seconds that the first row took instead. The network is half as wide as the shipped one and the training short: the
-table says what each part is worth at this budget. Rows go to results/ablation.json one by one.
+table says what each part is worth at this budget. Rows go to results/ablation.json one by one; the first three leave
+their weights beside the pairs, where `benchmarks.rivals` finds them.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ from flax import nnx
 import mdn
 from benchmarks.shipped_weights import NETWORK, PAIRS, RECIPE, write
 from mdn import metrics
-from mdn.baselines import DnCNN, score_methods
+from mdn.baselines import DnCNN, save_dncnn, score_methods
 from mdn.micrographs import load_source, luminance, traced_boundaries
 from mdn.network import stretch
 from mdn.training import predict
 
 RESULTS = Path(__file__).parent / "results" / "ablation.json"
-SMALL = replace(PAIRS, n_pairs=500, n_test=0, n_runs=250)
-BUDGET = {"steps": 300, "learning_rate": 2e-3, "average": 0.98, "evaluate_every": 300}
+SMALL = replace(PAIRS, n_pairs=375, n_test=0, n_runs=250)
+BUDGET = {"steps": 300, "crop": 96, "learning_rate": 2e-3, "average": 0.98, "evaluate_every": 300}
+KEPT = {"best": "network_short", "DnCNN, same seconds": "DnCNN_short", "no attention": "no_attention_short"}
 TUNED_ON, TESTED_ON = 16, 40  # validation pairs for boundary thresholds; test pairs of each kind
 COLUMNS = ("raw PSNR", "aligned PSNR", "SSIM", "boundary F")
 
@@ -156,6 +158,9 @@ def main() -> None:
             seconds = kept.get("best", {}).get(str(seed), {}).get("minutes", 0) * 60
             arguments.directory.mkdir(parents=True, exist_ok=True)
             model, steps, took = train(VARIANTS[name], arguments.directory, seed, seconds, arguments.workers)
+            if name in KEPT and seed == 0:
+                save = save_dncnn if VARIANTS[name].dncnn else mdn.save_weights
+                save(arguments.directory / f"{KEPT[name]}.safetensors", model)
             run = {"steps": steps, "minutes": took / 60, "scores": score(model, arguments.directory)}
             kept.setdefault(name, {})[str(seed)] = run
             commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout

@@ -146,7 +146,8 @@ def test_targets_are_met_or_missed():
     ]
     good, bad = [[8.0, 7.0, 9.0]] * 5 + [[0.95, 0.9, 1]] * 5, [[1.0, -1.0, 3.0]] * 5 + [[0.5, 0.4, 0.6]] * 5
     for values, verdict in ((good, True), (bad, False)):
-        gains = [["paper", 9, f"network - {name}", *values] for name in ("noisy", "best filter", "DnCNN")]
+        gains = [["paper", 9, f"network - {name}", *values] for name in ("noisy", "best filter")]
+        gains += [["paper", 9, "network, short - DnCNN, short", *values]]
         rows = [["paper", 9, name, *values] for name in ("network", "truth")]
         rows = [[*row[:5], [0.95 if verdict else 0.5] * 3, *row[6:]] for row in rows]
         found = rivals.targets({"table": {"columns": columns, "rows": rows, "differences": gains}})
