@@ -32,7 +32,7 @@ from mdn.training import predict
 
 RESULTS = Path(__file__).parent / "results" / "ablation.json"
 SMALL = replace(PAIRS, n_pairs=375, n_test=0, n_runs=250)
-BUDGET = {"steps": 300, "crop": 96, "learning_rate": 2e-3, "average": 0.98, "evaluate_every": 300}
+BUDGET = {"steps": 500, "crop": 96, "learning_rate": 2e-3, "average": 0.98, "evaluate_every": 500}
 KEPT = {"best": "network_short", "DnCNN, same seconds": "DnCNN_short", "no attention": "no_attention_short"}
 TUNED_ON, TESTED_ON = 16, 40  # validation pairs for boundary thresholds; test pairs of each kind
 COLUMNS = ("raw PSNR", "aligned PSNR", "SSIM", "boundary F")
