@@ -26,12 +26,13 @@ from tqdm.auto import tqdm
 
 from mdn import micrographs
 from mdn.defects import KINDS, DefectStrengths
-from mdn.micrographs import load_reference, region
+from mdn.micrographs import load_reference, luminance, region
 from mdn.phase_field import AllenCahn, Grains, grow
 from mdn.synthesis import STAND_INS, PairConfig, make_pair, stand_in
 
 SPLITS = tuple(micrographs.SPLITS)
 REFERENCES = ("iron_nital", "brass_c2600_200x")
+OWN_SPLITS = ("train", "train", "validation", "train", "test")  # of a folder's micrographs, in turn
 STAND_IN_SHAPE = (512, 512)
 RESOLVED = 25.0  # cells across a grain: an interface is about five wide
 ZOOM = (0.6, 2.0)  # of the varied pairs' references
@@ -216,19 +217,31 @@ class References:
         return part, index, (left + side, upper + top, left + side + width, upper + top + height)
 
 
-def load_references(split: str, *, real: bool = True, seed: int = 0) -> References:
-    """Reference micrographs of a split: real ones where they can be had, else procedural stand-ins.
+def load_references(split: str, *, real: bool = True, folder: str | Path | None = None, seed: int = 0) -> References:
+    """Reference micrographs of a split: your own, or real ones where they can be had, else procedural stand-ins.
 
     Args:
         split: "train", "validation" or "test".
         real: False asks for the stand-ins.
+        folder: of TIFF, PNG and JPEG micrographs of your own, five or more. A file belongs to one split alone: of
+            every five, in the order of their names, three to train, one to validate and one to test.
         seed: of the stand-ins; each split draws its own.
 
     Raises:
-        ValueError: for an unknown split.
+        ValueError: for an unknown split, fewer than five micrographs in the folder or one that cannot be read.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
+    if folder is not None:
+        found = sorted(p for p in Path(folder).glob("*") if p.suffix.lower() in micrographs.SUFFIXES)
+        if len(found) < len(OWN_SPLITS):
+            raise ValueError(
+                f"folder must hold at least {len(OWN_SPLITS)} {', '.join(micrographs.SUFFIXES)} files, "
+                f"got {len(found)} in {folder}"
+            )
+        chosen = [p for i, p in enumerate(found) if OWN_SPLITS[i % len(OWN_SPLITS)] == split]
+        images = tuple(luminance(micrographs.read_micrograph(path).pixels) for path in chosen)
+        return References(tuple(p.name for p in chosen), images, ((0, 0),) * len(images), True)
     if real:
         try:
             images = tuple(load_reference(name, split) for name in REFERENCES)
@@ -279,6 +292,7 @@ def make_dataset(
     config: DatasetConfig,
     *,
     grown: str | Path | None = None,
+    folder: str | Path | None = None,
     workers: int = 1,
     progress: bool = True,
 ) -> str:
@@ -289,20 +303,26 @@ def make_dataset(
         config: what to make.
         grown: folder where grown structures are kept, for other datasets of the same seed, shape, diameters and
             times; without one they are grown anew.
+        folder: of micrographs of your own to take as references, as in `load_references`.
         workers: processes, each on a core of its own; the bytes do not depend on it.
         progress: whether to show a bar.
 
     Returns:
-        "real" or "stand-ins": what the references were.
+        "real", "stand-ins" or "your own": what the references were.
 
     Raises:
-        ValueError: if the path holds a dataset of another configuration.
+        ValueError: if the path holds a dataset of another configuration or of other micrographs, or as in
+            `load_references`.
 
     Source: Section III.
     """
-    references = _all_references(config)
+    references = _all_references.__wrapped__(config, folder)  # a folder may hold other files than last time
     provenance = "real" if references["train"][0].real else "stand-ins"
     wanted = json.loads(json.dumps({**asdict(config), "micrographs": provenance}))
+    if folder is not None:
+        provenance = "your own"
+        pixels = b"".join(image.tobytes() for split in SPLITS for image in references[split][0].images)
+        wanted["micrographs"] = hashlib.sha256(pixels).hexdigest()
     root = zarr.open_group(str(path), mode="a")
     if "config" in root.attrs and root.attrs["config"] != wanted:
         raise ValueError(f"{path} holds a dataset of another configuration: {root.attrs['config']}, not {wanted}")
@@ -316,7 +336,7 @@ def make_dataset(
     total = sum(counts.values())
     left = sum(len(todo) for _, _, todo in tasks)
     bar = tqdm(total=total, initial=total - left, desc="pairs", disable=not progress, mininterval=1)
-    make = partial(_make_run, str(path), config, grown)
+    make = partial(_make_run, str(path), config, grown, folder)
     if workers == 1 or len(tasks) < 2:
         for task in tasks:
             bar.update(make(task, references))
@@ -341,10 +361,13 @@ def _settle(cores) -> None:
 
 
 @functools.cache
-def _all_references(config: DatasetConfig) -> dict[str, tuple[References, References]]:
+def _all_references(config: DatasetConfig, folder: str | Path | None) -> dict[str, tuple[References, References]]:
     """Of each split, the references and the stand-ins."""
     return {
-        split: tuple(load_references(split, real=real, seed=config.seed) for real in (config.real, False))
+        split: (
+            load_references(split, real=config.real, folder=folder, seed=config.seed),
+            load_references(split, real=False, seed=config.seed),
+        )
         for split in SPLITS
     }
 
@@ -354,10 +377,12 @@ def _names(references: tuple[References, References]) -> tuple[str, ...]:
     return first.names + stand_ins.names if first.real else first.names
 
 
-def _make_run(path: str, config: DatasetConfig, grown: str | Path | None, task: tuple, references=None) -> int:
+def _make_run(
+    path: str, config: DatasetConfig, grown: str | Path | None, folder: str | Path | None, task: tuple, references=None
+) -> int:
     """All pairs of one run that are still to be made; how many they were."""
     split, run, todo = task
-    references = references or _all_references(config)
+    references = references or _all_references(config, folder)
     group, grains = zarr.open_group(path, mode="a")[split], _grown(config, run, grown)
     for i in todo:
         key = jax.random.fold_in(jax.random.key(config.seed), 1 + SPLITS.index(split) + 3 * i)

@@ -27,6 +27,7 @@ ACCEPTED = (
     "TIFF (8 or 16 bit unsigned, or float), PNG (8 bit, or 16 bit grey) or JPEG, "
     "grey [H, W] or colour [H, W, 3], not empty, finite"
 )
+SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 UNIT_UM = {
     "nm": 1e-3,
     "um": 1.0,
@@ -214,8 +215,8 @@ def write_micrograph(path: str | os.PathLike, pixels: np.ndarray, like: Microgra
     path, pixels = Path(path), check_image(pixels, "pixels")
     pixels = from_float(pixels, np.uint8) if pixels.dtype == np.bool_ else pixels
     suffix, depth = path.suffix.lower(), pixels.dtype
-    if suffix not in (".tif", ".tiff", ".png", ".jpg", ".jpeg"):
-        raise ValueError(f"path: {path} ends in {suffix!r}; accepted: .tif, .tiff, .png, .jpg, .jpeg")
+    if suffix not in SUFFIXES:
+        raise ValueError(f"path: {path} ends in {suffix!r}; accepted: {', '.join(SUFFIXES)}")
     if (
         suffix not in (".tif", ".tiff")
         and depth != np.uint8

@@ -250,8 +250,9 @@ def fit(
     key: Array,
     progress: bool = True,
     report: Callable[[History], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> History:
-    """Train the network; it ends with the weights that were best on the validation pairs.
+    """Train the network; it ends with the weights that were best on the validation pairs, stopped early or not.
 
     Args:
         model: any NNX module from [n, h, w, 1] to the same; updated in place.
@@ -262,6 +263,8 @@ def fit(
         key: a `jax.random.key`: order of the data and dropout.
         progress: whether to show a bar with the losses.
         report: called with the history after each evaluation.
+        stop: asked after each step; once it is true the network is evaluated a last time and the training ends.
+            An interrupt leaves the best weights so far in the model, too, and is raised again.
 
     Returns:
         The history over all sittings.
@@ -290,28 +293,34 @@ def fit(
     seed, losses, clock = np.asarray(jax.random.key_data(key)), [], time.monotonic()
     earlier = history.seconds[-1] if history.step else 0.0
     bar = tqdm(range(start, config.steps), initial=start, total=config.steps, disable=not progress, mininterval=1)
-    for number in bar:
-        batch = _batch(*train, config, seed, number)
-        step = steps[number < config.dropout_until * config.steps]
-        state, value = step(state, jax.random.fold_in(key, number), *batch, number)
-        losses.append(value)
-        if (number + 1) % config.evaluate_every == 0 or number + 1 == config.steps:
-            nnx.update(model, *state[3])
-            error = np.mean((predict(model, validation[0]) - validation[1]) ** 2, axis=(1, 2))
-            history.step.append(number + 1)
-            history.seconds.append(earlier + time.monotonic() - clock)
-            history.train_loss.append(float(np.mean(losses)))
-            history.validation_loss.append(float(error.mean()))
-            history.validation_psnr.append(float(np.mean(-10 * np.log10(error))))
-            losses = []
-            if history.best == len(history.step) - 1:
-                best = state[3]
-            if directory is not None:
-                _save(directory, state, best, history)
-            bar.set_postfix(loss=f"{history.train_loss[-1]:.4f}", validation=f"{history.validation_psnr[-1]:.2f} dB")
-            if report is not None:
-                report(history)
-    nnx.update(model, *best)
+    try:
+        for number in bar:
+            batch = _batch(*train, config, seed, number)
+            step = steps[number < config.dropout_until * config.steps]
+            state, value = step(state, jax.random.fold_in(key, number), *batch, number)
+            losses.append(value)
+            last = number + 1 == config.steps or (stop is not None and stop())
+            if last or (number + 1) % config.evaluate_every == 0:
+                nnx.update(model, *state[3])
+                error = np.mean((predict(model, validation[0]) - validation[1]) ** 2, axis=(1, 2))
+                history.step.append(number + 1)
+                history.seconds.append(earlier + time.monotonic() - clock)
+                history.train_loss.append(float(np.mean(losses)))
+                history.validation_loss.append(float(error.mean()))
+                history.validation_psnr.append(float(np.mean(-10 * np.log10(error))))
+                losses = []
+                if history.best == len(history.step) - 1:
+                    best = state[3]
+                if directory is not None:
+                    _save(directory, state, best, history)
+                reached = f"{history.validation_psnr[-1]:.2f} dB"
+                bar.set_postfix(loss=f"{history.train_loss[-1]:.4f}", validation=reached)
+                if report is not None:
+                    report(history)
+            if last:
+                break
+    finally:
+        nnx.update(model, *best)
     return history
 
 

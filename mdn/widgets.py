@@ -22,6 +22,7 @@ from mdn.inference import Denoiser, load_denoiser
 from mdn.micrographs import luminance, read_micrograph
 from mdn.phase_field import AllenCahn, coarsen, grow
 from mdn.synthesis import STAND_INS, PairConfig, make_pair, stand_in
+from mdn.training import History
 
 LARGEST = 1024  # px a side of what is denoised: the middle of a larger upload
 
@@ -199,3 +200,36 @@ def explore_attention(denoiser: Denoiser | None = None) -> Demo:
     slider = ipw.IntSlider(0, 0, n_blocks, description="block", continuous_update=False)
     controls = {"micrograph": choice.pick, "block": slider}
     return choice.serve(Demo({**controls, "upload": choice.upload}, [(drawing, tuple(controls))]))
+
+
+class TrainingWatch(ipw.VBox):
+    """Curves of a training while it runs, and a button that ends it: `fit(..., report=w.report, stop=w.stopped)`.
+
+    The button is heard while the kernel is busy where kernel and front end have subshells, as ipykernel 7 has in
+    JupyterLab 4.4; elsewhere interrupt the kernel, which keeps the best weights too.
+    """
+
+    def __init__(self):
+        self._stopped = False
+        self.button = ipw.Button(description="Stop, keep the best", icon="stop", layout={"width": "14em"})
+        self.button.on_click(self._stop)
+        self.message = ipw.HTML("The first point comes with the first evaluation.")
+        self.picture = ipw.Image(format="png", layout={"max_width": "100%"})
+        for part, name in ((self.button, "stop"), (self.message, "message"), (self.picture, "picture-0")):
+            part.add_class(f"mdn-{name}")
+        super().__init__((ipw.HBox((self.button, self.message)), self.picture))
+        self.add_class("mdn-demo")
+
+    def report(self, history: History) -> None:
+        """Draw the curves anew."""
+        best = history.validation_psnr[history.best]
+        self.picture.value = figures.plot_history(history)._repr_png_()
+        at = history.step[history.best]
+        self.message.value = f"Step {history.step[-1]}; best on validation {best:.2f} dB, at step {at}."
+
+    def stopped(self) -> bool:
+        """Whether the button was pressed."""
+        return self._stopped
+
+    def _stop(self, _) -> None:
+        self._stopped, self.button.disabled, self.button.description = True, True, "Stopping"

@@ -6,7 +6,7 @@ import pytest
 
 from mdn import dataset
 from mdn.dataset import SPLITS, DatasetConfig, grow_run, load_pairs, load_references, make_dataset
-from mdn.micrographs import region
+from mdn.micrographs import region, write_micrograph
 
 SMALL = DatasetConfig(n_pairs=15, n_test=3, n_runs=6, shape=(64, 64), time=(2.0, 5.0), varied=0.5)
 
@@ -135,6 +135,33 @@ def test_references_fall_back_to_stand_ins(monkeypatch):
 
     monkeypatch.setattr(dataset, "load_reference", missing)
     assert load_references("train").names == dataset.STAND_INS and not load_references("train").real
+
+
+def own(folder, n=5, size=96):
+    rng = np.random.default_rng(3)
+    folder.mkdir(exist_ok=True)
+    for i in range(n):
+        write_micrograph(folder / f"{i}.png", rng.integers(0, 255, (size, size), np.uint8))
+    (folder / "notes.txt").write_text("no micrograph")
+    return folder
+
+
+def test_a_folder_of_your_own_gives_each_file_to_one_split(tmp_path):
+    folder = own(tmp_path / "own", 6)
+    names = {split: load_references(split, folder=folder).names for split in SPLITS}
+    assert names == {"train": ("0.png", "1.png", "3.png", "5.png"), "validation": ("2.png",), "test": ("4.png",)}
+    config = DatasetConfig(n_pairs=5, n_test=1, n_runs=5, shape=(64, 64), time=(2.0, 3.0), diameter=(25.0, 30.0))
+    assert make_dataset(tmp_path / "p.zarr", config, folder=folder, progress=False) == "your own"
+    splits = [load_pairs(tmp_path / "p.zarr", split) for split in SPLITS]
+    assert {pairs.sources[i] for pairs in splits for i in pairs.source} <= {f"{i}.png" for i in range(6)}
+    (folder / "3.png").unlink()
+    with pytest.raises(ValueError, match="another configuration"):
+        make_dataset(tmp_path / "p.zarr", config, folder=folder, progress=False)
+    with pytest.raises(ValueError, match="at least 5.*got 2"):
+        load_references("train", folder=own(tmp_path / "few", 2))
+    with pytest.raises(ValueError, match=r"0\.png"):
+        (folder / "0.png").write_text("no image")
+        load_references("train", folder=folder)
 
 
 def test_crops_lie_where_their_box_says():

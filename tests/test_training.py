@@ -79,6 +79,30 @@ def test_an_interrupted_run_ends_as_the_whole_one(tmp_path):
     assert (tmp_path / "history.json").is_file()
 
 
+def test_it_stops_when_told_with_the_best_weights_and_can_go_on(tmp_path):
+    train, validation, seen = pairs(), pairs(2, seed=9), []
+    whole, stopped = network(), network()
+    expected = fit(whole, train, validation, config=CONFIG, key=KEY, progress=False)
+    options = {"config": CONFIG, "directory": tmp_path, "key": KEY, "progress": False}
+    history = fit(stopped, train, validation, stop=lambda: len(seen) == 3 or seen.append(0), **options)
+    assert history.step == [2, 4]
+    output = predict(stopped, np.stack([stretch(x) for x in validation[0]]))
+    psnr = float(np.mean(-10 * np.log10(((output - validation[1]) ** 2).mean((1, 2)))))
+    assert psnr == pytest.approx(max(history.validation_psnr), abs=1e-3)
+    assert fit(network(), train, validation, **options).validation_psnr == expected.validation_psnr
+
+
+def test_an_interrupt_leaves_the_best_weights_in_the_model():
+    def interrupt(history: History):
+        if len(history.step) == 2:
+            raise KeyboardInterrupt
+
+    model, start = network(), leaves(network())
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, pairs(), pairs(2, seed=9), config=CONFIG, key=KEY, progress=False, report=interrupt)
+    assert any((a != b).any() for a, b in zip(leaves(model), start, strict=True))
+
+
 def test_it_ends_with_the_best_weights():
     """A rate that wrecks the network after a good start: what comes back is the good start."""
     train, validation = pairs(), pairs(2, seed=9)

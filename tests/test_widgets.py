@@ -12,6 +12,7 @@ from PIL import Image
 from mdn import widgets
 from mdn.inference import Denoiser
 from mdn.network import DenoisingNetwork, NetworkConfig
+from mdn.training import History
 
 PNG = b"\x89PNG"
 
@@ -99,3 +100,17 @@ def test_upload(denoising):
     Image.fromarray(np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))).save(buffer, "PNG")
     upload(demo, "mine.png", buffer.getvalue())  # another file of the same name
     assert demo.pictures[0].value != again
+
+
+def test_a_training_is_watched_and_stopped():
+    watch = widgets.TrainingWatch()
+    history = History(step=[2, 4], seconds=[1.0, 2.0], train_loss=[0.3, 0.2], validation_loss=[0.3, 0.2])
+    history.validation_psnr = [12.0, 11.0]
+    watch.report(history)
+    first = bytes(watch.picture.value)
+    assert first.startswith(PNG) and "12.00 dB, at step 2" in watch.message.value
+    history.validation_psnr = [12.0, 13.0]
+    watch.report(history)
+    assert watch.picture.value != first and not watch.stopped()
+    watch.button.click()
+    assert watch.stopped() and watch.button.disabled

@@ -1,0 +1,180 @@
+"""Every notebook in JupyterLab: it opens, all its cells run without an error, and its demo answers a person.
+
+Screenshots, and the seconds from a control's release to the new picture, are left in tests/browser/output.
+"""
+
+import io
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from .conftest import OUTPUT, TOKEN
+
+pytestmark = pytest.mark.browser
+NAMES = sorted(p.stem for p in (Path(__file__).parent.parent.parent / "notebooks").glob("*.ipynb"))
+CELLS = """() => window.jupyterapp.shell.currentWidget.content.model.toJSON().cells
+    .filter(cell => cell.cell_type === 'code' && cell.source.length)
+    .map(cell => ({count: cell.execution_count,
+                   errors: cell.outputs.filter(o => o.output_type === 'error').map(o => o.ename + ': ' + o.evalue)}))"""
+LONGEST = 240  # seconds of one notebook
+
+
+def open_notebook(page, lab: str, name: str) -> None:
+    page.goto(f"{lab}/lab/tree/notebooks/{name}.ipynb?token={TOKEN}&reset")
+    page.locator(".jp-Notebook").first.wait_for()
+    page.wait_for_function("() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel != null")
+
+
+def run_all(page) -> None:
+    """Run > Run All Cells, and wait for the last of them."""
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    deadline = time.monotonic() + LONGEST
+    while time.monotonic() < deadline:
+        cells = page.evaluate(CELLS)
+        errors = [error for cell in cells for error in cell["errors"]]
+        assert not errors, errors
+        if cells and all(cell["count"] for cell in cells):
+            return
+        page.wait_for_timeout(250)
+    raise AssertionError(f"not done after {LONGEST} s: {cells}")
+
+
+class Seen:
+    """A demo as a person sees it."""
+
+    def __init__(self, page, name: str):
+        self.page, self.name = page, name
+        self.demo = page.locator(".mdn-demo").first
+        self.demo.wait_for()
+        self.demo.scroll_into_view_if_needed()
+        self.picture(0).wait_for()
+
+    def picture(self, number: int):
+        return self.demo.locator(f"img.mdn-picture-{number}")
+
+    def pixels(self, number: int = 0) -> np.ndarray:
+        """The picture as the browser has decoded it."""
+        picture = self.picture(number)
+        picture.scroll_into_view_if_needed()
+        return np.asarray(Image.open(io.BytesIO(picture.screenshot())).convert("L"), float)
+
+    def control(self, name: str):
+        return self.demo.locator(f".mdn-{name}").first
+
+    def drag(self, name: str, share: float) -> None:
+        """Drag the handle of a slider to a share of its length, and let go."""
+        handle, rail = self.control(name).locator(".noUi-handle"), self.control(name).locator(".noUi-base")
+        handle.scroll_into_view_if_needed()
+        start, line = handle.bounding_box(), rail.bounding_box()
+        y = start["y"] + start["height"] / 2
+        self.page.mouse.move(start["x"] + start["width"] / 2, y)
+        self.page.mouse.down()
+        self.page.mouse.move(line["x"] + share * line["width"], y, steps=5)
+        self.page.mouse.up()
+
+    def upload(self, path: Path) -> None:
+        with self.page.expect_file_chooser() as chooser:
+            self.control("upload").click()
+        chooser.value.set_files(path)
+
+    def follows(self, action, number: int = 0, longest: float = 60) -> float:
+        """Do it and wait until the picture's pixels are others; the seconds that took."""
+        source = "(img) => img.complete ? img.src : ''"
+        picture, before = self.picture(number), self.pixels(number)
+        old = picture.evaluate(source)
+        action()
+        start = time.monotonic()
+        while (new := picture.evaluate(source)) in ("", old):
+            assert time.monotonic() - start < longest, f"{self.name}: the picture stayed as it was"
+            self.page.wait_for_timeout(10)
+        seconds, after = time.monotonic() - start, self.pixels(number)
+        assert new and (before.shape != after.shape or np.abs(before - after).max() > 8)
+        return seconds
+
+    def keep(self, name: str) -> None:
+        self.demo.scroll_into_view_if_needed()
+        self.demo.screenshot(path=OUTPUT / f"{self.name}-{name}.png")
+
+    def says(self, *words: str) -> None:
+        message = self.demo.locator(".mdn-message").first
+        for word in words:
+            message.filter(has_text=word).wait_for()
+
+
+@pytest.fixture(scope="module")
+def timed():
+    """Seconds from a control's release to the new picture, kept beside the screenshots."""
+    seconds = {}
+    yield seconds
+    OUTPUT.mkdir(exist_ok=True)
+    (OUTPUT / "seconds.json").write_text(json.dumps(seconds, indent=1))
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def notebook(request, page, lab):
+    """A notebook whose cells have all run."""
+    open_notebook(page, lab, request.param)
+    run_all(page)
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def uploads(tmp_path_factory):
+    """A micrograph, and a text that calls itself one."""
+    import jax
+
+    from mdn.synthesis import stand_in
+
+    folder = tmp_path_factory.mktemp("uploads")
+    image = (255 * stand_in("etched", (200, 240), key=jax.random.key(5))).astype(np.uint8)
+    Image.fromarray(image).save(folder / "mine.png")
+    (folder / "notes.png").write_text("this is no image")
+    return folder
+
+
+def test_runs_and_its_demo_answers(notebook, page, uploads, timed):
+    page.screenshot(path=OUTPUT / f"{notebook}-page.png")
+    if notebook[:2] in DEMOS:
+        seen = Seen(page, notebook)
+        DEMOS[notebook[:2]](seen, uploads, timed)
+        assert not [error for cell in page.evaluate(CELLS) for error in cell["errors"]]
+
+
+def phase_field(seen, uploads, timed):
+    timed["phase field: time"] = seen.follows(lambda: seen.drag("time", 0.9))
+    seen.keep("late")
+    seen.follows(lambda: seen.drag("time", 0.1), number=0)
+    seen.keep("early")
+
+
+def blend(seen, uploads, timed):
+    timed["blend: magnitude"] = seen.follows(lambda: seen.drag("magnitude", 0.1))
+    seen.keep("little magnitude")
+    timed["blend: upload"] = seen.follows(lambda: seen.upload(uploads / "mine.png"))
+    seen.keep("uploaded")
+    seen.upload(uploads / "notes.png")
+    seen.says("notes.png", "image")
+
+
+def denoising(seen, uploads, timed):
+    timed["denoising: swipe"] = seen.follows(lambda: seen.drag("position", 0.9))
+    seen.keep("swiped")
+    timed["denoising: upload"] = seen.follows(lambda: seen.upload(uploads / "mine.png"))
+    seen.follows(lambda: seen.control("match").locator("input").click())
+    seen.keep("uploaded")
+    seen.upload(uploads / "notes.png")
+    seen.says("notes.png", "image")
+    seen.keep("refused")
+
+
+def attention(seen, uploads, timed):
+    timed["attention: block"] = seen.follows(lambda: seen.drag("block", 0.9))
+    seen.keep("last block")
+
+
+DEMOS = {"01": phase_field, "02": blend, "04": denoising, "05": attention, "06": denoising}
