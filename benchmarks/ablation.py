@@ -2,9 +2,9 @@
 
 Every row is trained alike, on as many pairs of the same grown structures and for as many steps of as many crops, with
 one part removed or switched, and scored on the same test pairs, of which no row saw a grain or a region. DnCNN gets
-the seconds that the first row took instead. The network is half as wide as the shipped one and the training short: the
-table says what each part is worth at this budget. Rows go to results/ablation.json one by one; the first three leave
-their weights beside the pairs, where `benchmarks.rivals` finds them.
+the processor seconds that the first row took instead. The network is half as wide as the shipped one and the training
+short: the table says what each part is worth at this budget. Rows go to results/ablation.json one by one; the first
+three leave their weights beside the pairs, where `benchmarks.rivals` finds them.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ RESULTS = Path(__file__).parent / "results" / "ablation.json"
 SMALL = replace(PAIRS, n_pairs=375, n_test=0, n_runs=250)
 BUDGET = {"steps": 500, "crop": 96, "learning_rate": 2e-3, "average": 0.98, "evaluate_every": 500}
 KEPT = {"best": "network_short", "DnCNN, same seconds": "DnCNN_short", "no attention": "no_attention_short"}
+RATES = (5e-4, 1e-3, 2e-3)  # of DnCNN
 TUNED_ON, TESTED_ON = 16, 40  # validation pairs for boundary thresholds; test pairs of each kind
 COLUMNS = ("raw PSNR", "aligned PSNR", "SSIM", "boundary F")
 
@@ -73,7 +74,7 @@ VARIANTS = {
 
 
 def train(variant: Variant, directory: Path, seed: int, seconds: float | None, workers: int) -> tuple:
-    """The trained network and how long it took."""
+    """The trained network, its steps and how many processor seconds it took."""
     name = "-".join(("pairs", *variant.without)).replace(" ", "_")
     mdn.make_dataset(
         directory / f"{name}.zarr", replace(SMALL, without=variant.without), grown=directory.parent / "grown",
@@ -84,17 +85,30 @@ def train(variant: Variant, directory: Path, seed: int, seconds: float | None, w
     data, few = (pairs.noisy, pairs.clean), (pairs.noisy[:2], pairs.clean[:2])
     key = jax.random.key(seed)
     if variant.dncnn:
-        model = DnCNN(rngs=nnx.Rngs(seed))
-        trial = replace(recipe, steps=12, evaluate_every=2)
-        history = mdn.fit(model, data, few, config=trial, key=key, progress=False)
-        one = (history.seconds[-1] - history.seconds[0]) / (history.step[-1] - history.step[0])
-        recipe = replace(recipe, steps=max(12, round(seconds / one)), evaluate_every=max(12, round(seconds / one)))
-        model = DnCNN(rngs=nnx.Rngs(seed))
-    else:
-        model = mdn.DenoisingNetwork(replace(NETWORK, **{"width": 32} | variant.network), rngs=nnx.Rngs(seed))
-    start = time.monotonic()
+        held = mdn.load_pairs(directory / f"{name}.zarr", "validation")
+        return train_dncnn(data, (held.noisy[:TUNED_ON], held.clean[:TUNED_ON]), recipe, seconds, seed)
+    model = mdn.DenoisingNetwork(replace(NETWORK, **{"width": 32} | variant.network), rngs=nnx.Rngs(seed))
+    start = time.process_time()
     mdn.fit(model, data, few, config=recipe, key=key, progress=False)
-    return model, recipe.steps, time.monotonic() - start
+    return model, recipe.steps, time.process_time() - start
+
+
+def train_dncnn(data: tuple, validation: tuple, recipe: mdn.TrainingConfig, seconds: float, seed: int) -> tuple:
+    """DnCNN for as many processor seconds, at the rate of `RATES` that validation pairs like best."""
+    clock, key, best = [], jax.random.key(seed), None
+    trial = replace(recipe, steps=14, evaluate_every=2)
+    options = {"key": key, "progress": False}
+    few = tuple(images[:2] for images in data)
+    report = {"report": lambda _: clock.append(time.process_time())}
+    mdn.fit(DnCNN(rngs=nnx.Rngs(seed)), data, few, config=trial, **options, **report)
+    steps = max(12, round(seconds / (clock[-1] - clock[1]) * 10))
+    for rate in RATES:
+        model, start = DnCNN(rngs=nnx.Rngs(seed)), time.process_time()
+        config = replace(recipe, steps=steps, evaluate_every=steps, learning_rate=rate)
+        history = mdn.fit(model, data, validation, config=config, **options)
+        if best is None or history.validation_psnr[-1] > best[0]:
+            best = history.validation_psnr[-1], model, time.process_time() - start
+    return best[1], steps, best[2]
 
 
 def score(model: nnx.Module, directory: Path) -> dict[str, list[float]]:
@@ -120,14 +134,18 @@ def score(model: nnx.Module, directory: Path) -> dict[str, list[float]]:
 def table(kept: dict) -> dict:
     """Means over test pairs and seeds, and the difference in aligned PSNR to the first row with its 95 % interval."""
     rows, first = [], kept.get("best", {})
-    columns = ["variant", "seeds", "steps", "minutes"]
+    columns = ["variant", "seeds", "steps", "processor minutes"]
     for name in VARIANTS:
         runs = kept.get(name, {})
         if not runs:
             continue
         some = next(iter(runs.values()))["scores"]
         means = {c: float(np.mean([run["scores"][c] for run in runs.values()])) for c in some}
-        row = [name, len(runs), *(float(np.mean([run[c] for run in runs.values()])) for c in ("steps", "minutes"))]
+        row = [
+            name,
+            len(runs),
+            *(float(np.mean([run[c] for run in runs.values()])) for c in ("steps", "processor minutes")),
+        ]
         row += list(means.values())
         for kind in ("paper", "varied"):
             shared = [seed for seed in runs if seed in first]
@@ -136,7 +154,7 @@ def table(kept: dict) -> dict:
             gap = np.mean(gaps, axis=0) if gaps else np.full(2, np.nan)
             row += [float(gap.mean()), float(1.96 * gap.std(ddof=1) / np.sqrt(gap.size))]
         rows.append(row)
-        columns = ["variant", "seeds", "steps", "minutes", *means]
+        columns = ["variant", "seeds", "steps", "processor minutes", *means]
         for kind in ("paper", "varied"):
             columns += [f"{kind}, aligned gap (dB)", f"{kind}, 95 % +-"]
     return {"columns": columns, "rows": rows}
@@ -155,13 +173,13 @@ def main() -> None:
         for name in arguments.only:
             if str(seed) in kept.get(name, {}):
                 continue
-            seconds = kept.get("best", {}).get(str(seed), {}).get("minutes", 0) * 60
+            seconds = kept.get("best", {}).get(str(seed), {}).get("processor minutes", 0) * 60
             arguments.directory.mkdir(parents=True, exist_ok=True)
             model, steps, took = train(VARIANTS[name], arguments.directory, seed, seconds, arguments.workers)
             if name in KEPT and seed == 0:
                 save = save_dncnn if VARIANTS[name].dncnn else mdn.save_weights
                 save(arguments.directory / f"{KEPT[name]}.safetensors", model)
-            run = {"steps": steps, "minutes": took / 60, "scores": score(model, arguments.directory)}
+            run = {"steps": steps, "processor minutes": took / 60, "scores": score(model, arguments.directory)}
             kept.setdefault(name, {})[str(seed)] = run
             commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout
             machine = f"{platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__} on {jax.default_backend()}"

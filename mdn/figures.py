@@ -644,6 +644,27 @@ def plot_strengths(rows: Sequence, ylabel: str) -> Figure:
     return fig
 
 
+@_styled
+def plot_gaps(gaps: dict, label: str) -> Figure:
+    """What is gained or lost, a row a variant and a panel a group: {group: {variant: (gap, half its 95 % interval)}}.
+
+    Grey where the interval holds zero, else red for a loss and blue for a gain.
+    """
+    names = list(next(iter(gaps.values())))
+    fig = NotebookFigure(figsize=(WIDTH, 0.24 * len(names) + 0.8), layout="constrained")
+    axes = fig.subplots(1, len(gaps), sharey=True, squeeze=False).ravel()
+    for ax, (group, found) in zip(axes, gaps.items(), strict=True):
+        for row, name in enumerate(names):
+            gap, half = (0.0 if value is None else value for value in found[name])
+            colour = "#888888" if abs(gap) <= half else BLUE if gap > 0 else RED
+            ax.errorbar(gap, row, xerr=half, fmt="o", color=colour, capsize=2, lw=1.4)
+        ax.axvline(0, color=INK, lw=0.8)
+        ax.set(title=group, xlabel=label, yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
+        ax.grid(axis="x", color="#E5E5E5", lw=0.6)
+        ax.set_axisbelow(True)
+    return fig
+
+
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence]) -> str:
     """A table as Markdown: floats in two digits, (mean, low, high) as a mean and its interval, None as a gap."""
 

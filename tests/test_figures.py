@@ -240,3 +240,14 @@ def test_sparsification_is_relative_to_the_error_of_all():
 def test_channels_share_a_scale_about_zero():
     fields = {"a": np.array([[1.0, -2.0]]), "b": np.array([[3.0, np.nan]])}
     assert [ax.images[0].get_clim() for ax in figures.plot_channels(fields, "dB").axes[:2]] == [(-3, 3)] * 2
+
+
+def test_gaps_are_coloured_by_whether_they_hold_zero():
+    gaps = {
+        "paper": {"first": (0.0, 0.0), "no attention": (-1.0, 0.2)},
+        "varied": {"first": (0, 0), "no attention": (0.1, 0.2)},
+    }
+    fig = figures.plot_gaps(gaps, "dB")
+    assert "no attention" in words(fig) and "paper" in words(fig)
+    colours = [[line.get_color() for line in ax.lines if line.get_marker() == "o"] for ax in fig.axes]
+    assert colours == [["#888888", figures.RED], ["#888888", "#888888"]]
