@@ -325,7 +325,13 @@ def make_dataset(
         wanted["micrographs"] = hashlib.sha256(pixels).hexdigest()
     root = zarr.open_group(str(path), mode="a")
     if "config" in root.attrs and root.attrs["config"] != wanted:
-        raise ValueError(f"{path} holds a dataset of another configuration: {root.attrs['config']}, not {wanted}")
+        held = dict(root.attrs["config"])
+        odd = [
+            f"{n} ({held.get(n)!r}, not {wanted.get(n)!r})" for n in {**wanted, **held} if held.get(n) != wanted.get(n)
+        ]
+        raise ValueError(
+            f"{path} holds a dataset of another configuration: {'; '.join(odd)}; remove it or name another path"
+        )
     root.attrs["config"] = wanted
     counts, tasks = config.counts(), []
     for split, runs in config.runs().items():

@@ -344,7 +344,9 @@ def _claim(
     if path.exists() and path.read_text() != wanted:
         found = json.loads(path.read_text())
         odd = [f"{name} ({found.get(name)!r}, not {run[name]!r})" for name in run if found.get(name) != run[name]]
-        raise ValueError(f"directory: {directory} holds a run of another configuration: {'; '.join(odd)}")
+        raise ValueError(
+            f"directory: {directory} holds a run of another configuration: {'; '.join(odd)}; remove it or name another"
+        )
     _write(path, wanted)
 
 

@@ -14,6 +14,7 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import papermill
 import pytest
@@ -61,20 +62,29 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory):
-    """Address of a JupyterLab server in a folder of its own: copies of the notebooks, in small, their demos shown."""
+    """A JupyterLab server in a folder of its own: copies of the notebooks, in small, their demos shown.
+
+    `address` and `folder`, and `small(name, target, **parameters)`, which writes one more copy of a notebook.
+    """
     folder = tmp_path_factory.mktemp("lab")
     shutil.copytree(ROOT / "benchmarks" / "results", folder / "benchmarks" / "results")
     (folder / "notebooks").mkdir()
     smoke = yaml.safe_load((ROOT / "notebooks" / "presets" / "smoke.yaml").read_text())
-    for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        parameters = smoke["common"] | (smoke.get(notebook.stem) or {})
-        if "interactive = False" in notebook.read_text(encoding="utf-8"):
-            parameters["interactive"] = True
-        target = str(folder / "notebooks" / notebook.name)
-        papermill.execute_notebook(str(notebook), target, parameters, prepare_only=True, progress_bar=False)
-    settings = folder / "settings" / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
-    settings.parent.mkdir(parents=True)
-    settings.write_text(json.dumps({"windowingMode": "none"}))  # every cell is in the page, seen or not
+
+    def small(name: str, target: str, **parameters):
+        parameters = smoke["common"] | (smoke.get(name) or {}) | {"interactive": True} | parameters
+        paths = (str(ROOT / "notebooks" / f"{name}.ipynb"), str(folder / "notebooks" / f"{target}.ipynb"))
+        papermill.execute_notebook(*paths, parameters, prepare_only=True, progress_bar=False)
+
+    for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+        small(notebook.stem, notebook.stem)
+    for name, value in (
+        ("notebook-extension/tracker", {"windowingMode": "none"}),  # every cell is in the page, seen or not
+        ("apputils-extension/notification", {"fetchNews": "false", "checkForUpdates": False}),
+    ):
+        settings = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        settings.parent.mkdir(parents=True)
+        settings.write_text(json.dumps(value))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -100,7 +110,7 @@ def lab(tmp_path_factory):
                 except OSError:
                     assert server.poll() is None, (OUTPUT / "server.log").read_text()
                     time.sleep(0.2)
-            yield address
+            yield SimpleNamespace(address=address, folder=folder, small=small)
         finally:
             server.terminate()
             server.wait(30)

@@ -23,16 +23,20 @@ CELLS = """() => window.jupyterapp.shell.currentWidget.content.model.toJSON().ce
 LONGEST = 240  # seconds of one notebook
 
 
-def open_notebook(page, lab: str, name: str) -> None:
-    page.goto(f"{lab}/lab/tree/notebooks/{name}.ipynb?token={TOKEN}&reset")
+def open_notebook(page, lab, name: str) -> None:
+    page.goto(f"{lab.address}/lab/tree/notebooks/{name}.ipynb?token={TOKEN}&reset")
     page.locator(".jp-Notebook").first.wait_for()
     page.wait_for_function("() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel != null")
 
 
 def run_all(page) -> None:
-    """Run > Run All Cells, and wait for the last of them."""
+    """Run > Run All Cells."""
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+
+
+def wait_for_all(page) -> None:
+    """Wait for the last of the cells."""
     deadline = time.monotonic() + LONGEST
     while time.monotonic() < deadline:
         cells = page.evaluate(CELLS)
@@ -120,19 +124,22 @@ def notebook(request, page, lab):
     """A notebook whose cells have all run."""
     open_notebook(page, lab, request.param)
     run_all(page)
+    wait_for_all(page)
     return request.param
 
 
 @pytest.fixture(scope="module")
 def uploads(tmp_path_factory):
-    """A micrograph, and a text that calls itself one."""
+    """A micrograph, five of an alloy of one's own, and a text that calls itself a micrograph."""
     import jax
 
     from mdn.synthesis import stand_in
 
     folder = tmp_path_factory.mktemp("uploads")
-    image = (255 * stand_in("etched", (200, 240), key=jax.random.key(5))).astype(np.uint8)
-    Image.fromarray(image).save(folder / "mine.png")
+    for number, name in enumerate(("mine.png", *(f"own/{i}.png" for i in range(5)))):
+        image = (255 * stand_in("etched", (200, 240), key=jax.random.key(number))).astype(np.uint8)
+        (folder / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(image).save(folder / name)
     (folder / "notes.png").write_text("this is no image")
     return folder
 
@@ -143,6 +150,24 @@ def test_runs_and_its_demo_answers(notebook, page, uploads, timed):
         seen = Seen(page, notebook)
         DEMOS[notebook[:2]](seen, uploads, timed)
         assert not [error for cell in page.evaluate(CELLS) for error in cell["errors"]]
+
+
+def test_training_on_your_own_alloy_is_watched_and_stopped(page, lab, uploads):
+    lab.small("03_training", "own_alloy", output_dir="../runs/own", own_micrographs=str(uploads / "own"), steps=2000)
+    open_notebook(page, lab, "own_alloy")
+    run_all(page)
+    watch = page.locator(".mdn-demo").first
+    page.wait_for_function(
+        "() => document.querySelector('.mdn-demo img.mdn-picture-0')?.naturalWidth > 100", timeout=1000 * LONGEST
+    )
+    watch.scroll_into_view_if_needed()
+    watch.screenshot(path=OUTPUT / "own_alloy-watch.png")
+    watch.locator(".mdn-stop").click()
+    wait_for_all(page)
+    kept = lab.folder / "runs/own/work/03_training/trained.safetensors"
+    report = json.loads((lab.folder / "runs/own/03_training.json").read_text())
+    assert kept.stat().st_size > 1_000_000 and 0 < report["headline"]["steps"] < 2000
+    page.screenshot(path=OUTPUT / "own_alloy-page.png")
 
 
 def phase_field(seen, uploads, timed):
