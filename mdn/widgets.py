@@ -5,6 +5,7 @@ Each returns a `Demo`. Without a front end, as under papermill, its first pictur
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import html
 import tempfile
@@ -14,15 +15,15 @@ from pathlib import Path
 import ipywidgets as ipw
 import jax
 import numpy as np
+from flax import nnx
 
-from mdn import figures
+from mdn import figures, training
 from mdn.attention import attention_maps
 from mdn.defects import KINDS, DefectStrengths
 from mdn.inference import Denoiser, load_denoiser
 from mdn.micrographs import luminance, read_micrograph
 from mdn.phase_field import AllenCahn, coarsen, grow
 from mdn.synthesis import STAND_INS, PairConfig, make_pair, stand_in
-from mdn.training import History
 
 LARGEST = 1024  # px a side of what is denoised: the middle of a larger upload
 
@@ -203,16 +204,11 @@ def explore_attention(denoiser: Denoiser | None = None) -> Demo:
 
 
 class TrainingWatch(ipw.VBox):
-    """Curves of a training while it runs, and a button that ends it: `fit(..., report=w.report, stop=w.stopped)`.
-
-    The button is heard while the kernel is busy where kernel and front end have subshells, as ipykernel 7 has in
-    JupyterLab 4.4; elsewhere interrupt the kernel, which keeps the best weights too.
-    """
+    """Curves of a training while it runs, and a button that ends it: `history = await watch.fit(model, ...)`."""
 
     def __init__(self):
-        self._stopped = False
         self.button = ipw.Button(description="Stop, keep the best", icon="stop", layout={"width": "14em"})
-        self.button.on_click(self._stop)
+        self.button.on_click(lambda _: self.stop())
         self.message = ipw.HTML("The first point comes with the first evaluation.")
         self.picture = ipw.Image(format="png", layout={"max_width": "100%"})
         for part, name in ((self.button, "stop"), (self.message, "message"), (self.picture, "picture-0")):
@@ -220,16 +216,29 @@ class TrainingWatch(ipw.VBox):
         super().__init__((ipw.HBox((self.button, self.message)), self.picture))
         self.add_class("mdn-demo")
 
-    def report(self, history: History) -> None:
-        """Draw the curves anew."""
-        best = history.validation_psnr[history.best]
-        self.picture.value = figures.plot_history(history)._repr_png_()
-        at = history.step[history.best]
-        self.message.value = f"Step {history.step[-1]}; best on validation {best:.2f} dB, at step {at}."
+    async def fit(self, model: nnx.Module, train: tuple, validation: tuple, **options) -> training.History:
+        """`training.fit` in a thread of its own: the kernel hears the button while the cell awaits it.
 
+        Interrupting the kernel presses the button.
+        """
+        options |= {"report": self.report, "stop": lambda: self.stopped}
+        try:
+            return await asyncio.to_thread(training.fit, model, train, validation, **options)
+        except BaseException:
+            self.stop()
+            raise
+
+    @property
     def stopped(self) -> bool:
         """Whether the button was pressed."""
-        return self._stopped
+        return self.button.disabled
 
-    def _stop(self, _) -> None:
-        self._stopped, self.button.disabled, self.button.description = True, True, "Stopping"
+    def stop(self) -> None:
+        """What the button does."""
+        self.button.disabled, self.button.description = True, "Stopping"
+
+    def report(self, history: training.History) -> None:
+        """Draw the curves anew."""
+        best, at = history.validation_psnr[history.best], history.step[history.best]
+        self.picture.value = figures.plot_history(history)._repr_png_()
+        self.message.value = f"Step {history.step[-1]}; best on validation {best:.2f} dB, at step {at}."

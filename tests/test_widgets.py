@@ -1,9 +1,11 @@
 """Demos: a control moves, its picture changes; a bad upload is told in the demo."""
 
+import asyncio
 import datetime
 import io
 
 import ipywidgets
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -12,7 +14,7 @@ from PIL import Image
 from mdn import widgets
 from mdn.inference import Denoiser
 from mdn.network import DenoisingNetwork, NetworkConfig
-from mdn.training import History
+from mdn.training import TrainingConfig
 
 PNG = b"\x89PNG"
 
@@ -102,15 +104,33 @@ def test_upload(denoising):
     assert demo.pictures[0].value != again
 
 
-def test_a_training_is_watched_and_stopped():
+def test_a_training_is_watched_and_stopped(monkeypatch):
+    """The button, pressed by another thread after the second evaluation, ends a training that would go on."""
+    watch, seen = widgets.TrainingWatch(), []
+    rng = np.random.default_rng(0)
+    pairs = rng.random((4, 24, 24), np.float32), rng.random((4, 24, 24), np.float32)
+    report = watch.report
+
+    def press(history):
+        report(history)
+        seen.append(bytes(watch.picture.value))
+        if len(seen) == 2:
+            watch.button.click()
+
+    monkeypatch.setattr(watch, "report", press)
+    model = DenoisingNetwork(NetworkConfig(width=4, blocks=1), rngs=nnx.Rngs(0))
+    config = TrainingConfig(steps=60, batch=2, crop=16, evaluate_every=2)
+    options = {"config": config, "key": jax.random.key(0), "progress": False}
+    history = asyncio.run(watch.fit(model, pairs, pairs, **options))
+    assert 4 <= history.step[-1] <= 5 and watch.stopped and watch.button.disabled
+    assert all(picture.startswith(PNG) for picture in seen) and seen[0] != seen[1]
+    assert f"best on validation {max(history.validation_psnr):.2f} dB" in watch.message.value
+
+
+def test_a_training_that_fails_is_stopped_and_told():
     watch = widgets.TrainingWatch()
-    history = History(step=[2, 4], seconds=[1.0, 2.0], train_loss=[0.3, 0.2], validation_loss=[0.3, 0.2])
-    history.validation_psnr = [12.0, 11.0]
-    watch.report(history)
-    first = bytes(watch.picture.value)
-    assert first.startswith(PNG) and "12.00 dB, at step 2" in watch.message.value
-    history.validation_psnr = [12.0, 13.0]
-    watch.report(history)
-    assert watch.picture.value != first and not watch.stopped()
-    watch.button.click()
-    assert watch.stopped() and watch.button.disabled
+    model = DenoisingNetwork(NetworkConfig(width=4, blocks=1), rngs=nnx.Rngs(0))
+    none = np.zeros((0, 24, 24), np.float32)
+    with pytest.raises(ValueError, match="train must be"):
+        asyncio.run(watch.fit(model, (none, none), (none, none), key=jax.random.key(0), progress=False))
+    assert watch.stopped
