@@ -477,8 +477,8 @@ def plot_quality(
 ) -> Figure:
     """One micrograph's quality at a glance: before, after, removed, uncertainty, boundaries, grain size.
 
-    Images and uncertainty [H, W], NaN where it says nothing; boundaries bool [H, W]; sizes: {"before": {"astm_g", "g_low",
-    "g_high"}, "after": ...}, or {"intercept_px", "ra_percent"} without a calibration, or nothing.
+    Images and uncertainty [H, W], NaN where it says nothing; boundaries bool [H, W]; sizes: {"before": {"astm_g",
+    "g_low", "g_high"}, "after": ...}, or {"intercept_px", "ra_percent"} without a calibration, or nothing.
     """
     before, after = _unit(before, "before"), _unit(after, "after")
     ratio = min(max(before.shape[0] / before.shape[1], 0.2), 2.0)
