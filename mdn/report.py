@@ -108,9 +108,8 @@ def summary(records: Sequence[dict], *, links: bool = False) -> str:
             accuracy = f"{after['ra_percent']:.1f}" if "ra_percent" in after else "–"
             lines.append(f'<tr><td><a href="#m{number}">{name}</a>' if links else f"<tr><td>{name}")
             lines.append(f"<td>{_g(record.get('before', {}))}<td>{_g(after)}<td>{accuracy}")
-            lines.append(
-                f"<td>{after.get('n_grains', '–')}<td>{record['removed_percent']:.1f} %<td class='words'>{', '.join(record['warnings'])}"
-            )
+            lines.append(f"<td>{after.get('n_grains', '–')}<td>{record['removed_percent']:.1f} %")
+            lines.append(f"<td class='words'>{', '.join(record['warnings'])}")
     return "".join(lines) + f"</table><p class='small'>{LEGEND}</p>"
 
 
