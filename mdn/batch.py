@@ -124,7 +124,9 @@ def denoise_file(
         "uncertainty_percent": float(100 * np.nanmean(spread)) if not bar.all() else 0.0,
     }
     record["warnings"] = _warnings(record, bar, field, denoiser, seen)
-    figure = plot_quality(before, after, spread, edges["before"], edges["after"], sizes, um_per_px=scale)
+    figure = plot_quality(
+        before, after, spread, edges["before"], edges["after"], sizes, um_per_px=None if bar.any() else scale
+    )
     buffer = io.BytesIO()
     figure.savefig(buffer, format="jpeg", dpi=140, pil_kwargs={"quality": 85})
     return record, buffer.getvalue()

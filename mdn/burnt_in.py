@@ -77,10 +77,10 @@ def _bars(extreme: np.ndarray, level: float) -> Iterator[tuple[slice, slice]]:
         )
         ends = all((line <= grey - CONTRAST).mean() >= 0.95 for line in beyond)
         if filled >= 0.9 and np.median(core.std(1)) <= STEADY and ends:
-            yield _with_label(extreme, (rows, columns), min(EXTREME, float(grey) - 0.03))
+            yield _with_label(extreme, (rows, columns), float(grey))
 
 
-def _with_label(extreme: np.ndarray, bar: tuple[slice, slice], level: float) -> tuple[slice, slice]:
+def _with_label(extreme: np.ndarray, bar: tuple[slice, slice], grey: float) -> tuple[slice, slice]:
     """The box of a bar and of what belongs to it: ticks, the letters beside it, the panel that it stands on."""
     reach, w = (bar[1].stop - bar[1].start) // 2, extreme.shape
     top, left = max(0, bar[0].start - reach), max(0, bar[1].start - reach)
@@ -88,7 +88,10 @@ def _with_label(extreme: np.ndarray, bar: tuple[slice, slice], level: float) -> 
     boxes = [(bar[0].start - top, bar[0].stop - top, bar[1].start - left, bar[1].stop - left)]
     panel = window <= 1 - EXTREME
     beside = panel[min(boxes[0][1] + GAP, len(panel) - 1), boxes[0][2] : boxes[0][3]]
-    for kind in (window >= level, *([panel] if beside.mean() > 0.9 else [])):
+    letters = window >= grey - 0.15  # JPEG greys thin letters
+    if letters.mean() > 0.15:  # but so is the metal: then only what is as extreme as the bar
+        letters = window >= min(EXTREME, grey - 0.03)
+    for kind in (letters, *([panel] if beside.mean() > 0.9 else [])):
         parts, _ = ndimage.label(kind, np.ones((3, 3)))
         for rows, columns in ndimage.find_objects(parts):
             whole = rows.start > 0 and columns.start > 0

@@ -481,18 +481,20 @@ def plot_quality(
     "g_low", "g_high"}, "after": ...}, or {"intercept_px", "ra_percent"} without a calibration, or nothing.
     """
     before, after = _unit(before, "before"), _unit(after, "after")
-    ratio = min(max(before.shape[0] / before.shape[1], 0.2), 2.0)
-    fig = NotebookFigure(figsize=(WIDTH, 3 * (WIDTH / 2 - 0.4) * ratio + 1.4), layout="constrained")
-    axes = fig.subplots(3, 2).ravel()
+    height = (WIDTH - 0.3) / 2 * min(max(before.shape[0] / before.shape[1], 0.25), 2.0)
+    heights = height + 0.25, height + 0.75, height + 0.55
+    fig = NotebookFigure(figsize=(WIDTH, sum(heights)), layout="constrained")
+    axes = fig.subplots(3, 2, height_ratios=heights).ravel()
     _draw(axes[0], before, "before", um_per_px=um_per_px)
     _draw(axes[1], after, "after", um_per_px=um_per_px)
     removed = before - after
     limit = max(0.05, float(np.percentile(np.abs(removed), 99.5)))
+    bar = {"location": "bottom", "fraction": 0.05, "pad": 0.02, "aspect": 50}
     drawn = _draw(axes[2], removed, "removed: before − after", cmap="PuOr", vmin=-limit, vmax=limit)
-    fig.colorbar(drawn, ax=axes[2], label="grey (white − black = 1)", fraction=0.05, pad=0.02)
+    fig.colorbar(drawn, ax=axes[2], label="grey (white − black = 1)", **bar)
     top = float(np.nanpercentile(uncertainty, 99.5)) if np.isfinite(uncertainty).any() else 0.0
     drawn = _draw(axes[3], uncertainty, "uncertainty: where the network hesitates", cmap="viridis", vmax=max(top, 1e-6))
-    fig.colorbar(drawn, ax=axes[3], label="std (white − black = 1)", fraction=0.05, pad=0.02)
+    fig.colorbar(drawn, ax=axes[3], label="std (white − black = 1)", **bar)
     names = ("before and after", "before only", "after only")
     plot_boundaries(0.5 * after, boundaries_after, boundaries_before, names=names, ax=axes[4])
     axes[4].set_title("boundaries between the grains found")
@@ -515,7 +517,8 @@ def _draw_sizes(ax: Axes, sizes: dict) -> None:
         ax.annotate(text, (value, place), (0, 9), textcoords="offset points", ha="center", color=colour)
     if not any(name in size for size in sizes.values()):
         ax.text(0.5, 0.5, "no grain size", ha="center", va="center", transform=ax.transAxes)
-    label = "ASTM grain size number G (E112)" if name == "astm_g" else "mean intercept (px): no calibration"
+    labels = {"astm_g": "ASTM grain size number G (E112): larger is finer"}
+    label = labels.get(name, "mean intercept (px): no calibration")
     ax.set(title="grain size, 95 % interval", xlabel=label, ylim=(-0.6, 1.7))
     ax.set_yticks([1, 0], ["before", "after"])
     ax.margins(x=0.3)
