@@ -142,7 +142,7 @@ def _warnings(record: dict, bar: np.ndarray, field: tuple, denoiser: Denoiser, s
     if n < FEWEST_GRAINS:
         said["few grains"] = f"Fewer than {FEWEST_GRAINS} grains ({n}) in this field: measure more or larger fields."
     if after.get("ra_percent", 0) > LARGEST_ERROR:
-        said["inaccurate"] = f"Relative accuracy {after['ra_percent']:.0f} %: ASTM E112 asks for 10 % or better."
+        said["wide interval"] = f"Relative accuracy {after['ra_percent']:.0f} %: ASTM E112 asks for 10 % or better."
     if "astm_g" in before and "astm_g" in after and not before["g_low"] <= after["astm_g"] <= before["g_high"]:
         moved = f"G {before['astm_g']:.1f} to {after['astm_g']:.1f}"
         said["grain size moved"] = (
@@ -259,7 +259,7 @@ def _short(name: str) -> str:
 
 def _reason(error: Exception, path: Path) -> str:
     text = (str(error).splitlines() or [""])[0] or type(error).__name__
-    return text.removeprefix(f"{path}: ").encode("utf-8", "replace").decode()
+    return text.removeprefix(f"{path}: ").replace(str(path), path.name).encode("utf-8", "replace").decode()
 
 
 def _read_record(path: Path) -> dict:

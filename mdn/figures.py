@@ -483,7 +483,8 @@ def plot_quality(
     before, after = _unit(before, "before"), _unit(after, "after")
     height = (WIDTH - 0.3) / 2 * min(max(before.shape[0] / before.shape[1], 0.25), 2.0)
     heights = height + 0.25, height + 0.75, height + 0.55
-    fig = NotebookFigure(figsize=(WIDTH, sum(heights)), layout="constrained")
+    fig = NotebookFigure(figsize=(WIDTH, sum(heights) + 0.3), layout="constrained")
+    fig.get_layout_engine().set(h_pad=0.1)
     axes = fig.subplots(3, 2, height_ratios=heights).ravel()
     _draw(axes[0], before, "before", um_per_px=um_per_px)
     _draw(axes[1], after, "after", um_per_px=um_per_px)

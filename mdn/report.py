@@ -61,7 +61,8 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1180px; mar
 h2 { margin-top: 2.5em; border-top: 1px solid #ccc; padding-top: 1em; overflow-wrap: anywhere; }
 table { border-collapse: collapse; margin: 1em 0; font-size: 14px; }
 th, td { border-bottom: 1px solid #ddd; padding: .3em .7em; text-align: right; vertical-align: top; }
-th:first-child, td:first-child, .words { text-align: left; overflow-wrap: anywhere; }
+th:first-child, td:first-child, .words { text-align: left !important; overflow-wrap: anywhere; }
+td:first-child { min-width: 9em; }
 .warn { border-left: 4px solid #D55E00; padding: .2em 1em; background: #fdf3ec; }
 .warn p { margin: .3em 0; } img { max-width: 100%; } .small { color: #555; font-size: 13px; white-space: pre-wrap; }
 """
