@@ -9,6 +9,7 @@ Everything is written beside its place and renamed. Memory holds one micrograph,
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -31,7 +32,7 @@ from mdn.figures import plot_quality
 from mdn.grains import grain_size, segment_grains
 from mdn.inference import Denoiser
 from mdn.metrics import label_boundaries
-from mdn.micrographs import Micrograph, luminance, read_micrograph, write_micrograph
+from mdn.micrographs import Micrograph, grey_range, luminance, read_micrograph, write_micrograph
 from mdn.uncertainty import familiarity, uncertainty_map
 
 SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
@@ -49,8 +50,10 @@ def _measure(grey: np.ndarray, um_per_px: float | None) -> tuple[dict, np.ndarra
     numbers = {"n_grains": len(np.unique(labels))}
     try:
         size = grain_size(labels, um_per_px=um_per_px or 1.0)
-    except ValueError as error:  # too small, or a single grain
-        return numbers | {"reason": str(error)}, label_boundaries(labels)
+    except ValueError:
+        small = min(grey.shape) < 32
+        reason = "less than 32 px are there to measure on" if small else "no test line meets a boundary"
+        return numbers | {"reason": reason}, label_boundaries(labels)
     low, high = size.interval_95
     numbers |= {"n_grains": size.n_grains, "n_intercepts": size.n_intercepts, "ra_percent": size.relative_accuracy}
     numbers["intercept_um" if um_per_px else "intercept_px"] = size.mean_intercept_um
@@ -65,7 +68,8 @@ def _metadata(micrograph: Micrograph) -> dict:
     if known.get("format") == "TIFF":
         return known
     exif = Image.Exif()
-    exif.load(known.get("exif", b""))
+    with contextlib.suppress(Exception):  # a camera's broken tags are no reason to leave its picture out
+        exif.load(known.get("exif", b""))
     notes = [f"{k}: {v}" for k, v in known.items() if isinstance(v, str) and k not in ("format", "mode") and v]
     notes = [str(exif[tag]) for tag in (270, 271, 272) if exif.get(tag)] + notes  # description, maker, model
     known |= {"description": "\n".join(notes)}
@@ -103,7 +107,9 @@ def denoise_file(
     write_micrograph(target, clean, like=like)
     written = read_micrograph(target)
 
-    before, after = luminance(pixels), luminance(clean)
+    black, white = grey_range(pixels)  # of both, or floats of another range than [0, 1] would not compare
+    unit = (np.clip((p.astype(np.float64) - black) / ((white - black) or 1.0), 0, 1) for p in (pixels, clean))
+    before, after = map(luminance, unit)
     spread = np.where(bar, np.nan, uncertainty_map(denoiser, seen, key=key, passes=passes))
     field = free_field(bar)
     sizes, edges = {}, {}
@@ -118,12 +124,14 @@ def denoise_file(
         "um_per_px": scale,
         "calibration": "file" if micrograph.um_per_px else "um_per_px" if scale else "none",
         "description": str(like.metadata.get("description", ""))[:400],
-        "kept": written.pixels.shape == pixels.shape and written.pixels.dtype in (pixels.dtype, bool),
+        "kept": written.pixels.shape == pixels.shape and pixels.dtype in (written.pixels.dtype, bool),
         **sizes,
         "removed_percent": float(100 * np.abs(before - after)[~bar].mean()) if not bar.all() else 0.0,
         "uncertainty_percent": float(100 * np.nanmean(spread)) if not bar.all() else 0.0,
     }
     record["warnings"] = _warnings(record, bar, field, denoiser, seen)
+    if (n := micrograph.metadata.get("n_pages", 1)) > 1:
+        record["warnings"]["stack"] = f"Only the first of {n} pages of this file was denoised."
     figure = plot_quality(
         before, after, spread, edges["before"], edges["after"], sizes, um_per_px=None if bar.any() else scale
     )
@@ -156,10 +164,11 @@ def _warnings(record: dict, bar: np.ndarray, field: tuple, denoiser: Denoiser, s
             f"Burnt-in scale bar or info strip found and left untouched ({where}); grains are measured on {rest}."
         )
     try:
-        unlike = familiarity(denoiser, seen).warning
-    except ValueError:  # weights without training statistics
-        unlike = "Whether this image is like the training data is not known: these weights do not say."
-    return said | ({"unlike the training data": unlike} if unlike else {})
+        if unlike := familiarity(denoiser, seen).warning:
+            said["unlike the training data"] = unlike
+    except ValueError:
+        said["training data unknown"] = "These weights do not say whether this image is like the training data."
+    return said
 
 
 # ---- a folder ----

@@ -50,7 +50,8 @@ def mixed(tiny, tmp_path_factory):
     known = Micrograph(pixels=metal(), um_per_px=0.25, metadata={"description": "steel, nital", "Software": "maker"})
     write_micrograph(folder / "known.tif", metal(), like=known)
     tifffile.imwrite(folder / "deep.tif", metal(dtype=np.uint16))
-    tifffile.imwrite(folder / "real.tif", metal(dtype=np.float32))
+    tifffile.imwrite(folder / "real.tif", 4000 * metal(dtype=np.float32))
+    tifffile.imwrite(folder / "stack.tif", np.stack([metal(), metal(seed=2)]))
     Image.fromarray(metal((64, 96, 3))).save(folder / "a.png")
     tifffile.imwrite(folder / "a.tif", metal(seed=1))
     exif = Image.Exif()
@@ -59,6 +60,8 @@ def mixed(tiny, tmp_path_factory):
     Image.fromarray(metal()).save(folder / HOSTILE)
     Image.fromarray(metal()).save(folder / f"{'long' * 60}.png")
     (folder / "=broken.tif").write_text("<b>no image</b>")
+    tifffile.imwrite(folder / "traced.tif", metal() > 90)
+    Image.fromarray(metal()).save(folder / "tags.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     (folder / "cut.jpg").write_bytes((folder / "photo.jpg").read_bytes()[:300])
     (folder / "dangling.png").symlink_to(folder / "nowhere.png")
     (folder / "folder.tif").mkdir()
@@ -69,11 +72,12 @@ def mixed(tiny, tmp_path_factory):
 def test_every_kind_keeps_its_size_and_dtype(mixed):
     folder, output, records = mixed
     done = {name: record for name, record in records.items() if record["status"] == "done"}
-    assert len(done) == 8
+    assert len(done) == 11
     for name, record in done.items():
         before = read_micrograph(folder / name)
         after = read_micrograph(output / "denoised" / record["result"])
-        assert record["kept"] and (after.pixels.shape, after.pixels.dtype) == (before.pixels.shape, before.pixels.dtype)
+        kept = np.uint8 if before.pixels.dtype == bool else before.pixels.dtype
+        assert record["kept"] and (after.pixels.shape, after.pixels.dtype) == (before.pixels.shape, kept)
         assert not np.array_equal(after.pixels, before.pixels)
     assert (
         len({record["result"] for record in done.values()}) == len(done) == len(list((output / "denoised").iterdir()))
@@ -92,6 +96,7 @@ def test_um_per_px_is_for_files_that_carry_none(mixed):
         assert read_micrograph(output / "denoised" / records[name]["result"]).um_per_px == pytest.approx(0.5)
     photo = read_micrograph(output / "denoised" / "photo.jpg.tif")
     assert "annealed 1 h" in photo.metadata["description"]
+    assert "first of 2 pages" in records["stack.tif"]["warnings"]["stack"]
 
 
 def test_what_cannot_be_read_is_listed_with_its_reason(mixed):
@@ -135,7 +140,7 @@ def test_the_report_stands_alone_and_runs_nothing(mixed, tmp_path):
     _, _, records = mixed
     report.write_report(list(records.values()), tmp_path / "report.html", notes="<i>mine</i>")
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert page.tags.count("img") == 8 and not page.handlers and not {"script", "link", "i", "b"} & set(page.tags)
+    assert page.tags.count("img") == 11 and not page.handlers and not {"script", "link", "i", "b"} & set(page.tags)
     assert all(address.startswith(("data:image/jpeg;base64,", "#m")) for address in page.addresses)
     assert HOSTILE in page.text and "cut.jpg" in page.text and "annealed 1 h" in page.text
     assert "Fewer than 50 grains" in page.text and "<i>mine</i>" in page.text
