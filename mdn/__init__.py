@@ -19,6 +19,9 @@ Data flows down this list:
 | `grains`        | segmentation, ASTM grain size                    | III.b            | 04, 06   |
 | `baselines`     | classical filters and DnCNN                      | I                | 04       |
 | `figures`       | one function a figure                            | Figs. 1-4        | all      |
+| `burnt_in`      | scale bars and info strips                       | beyond           | 06       |
+| `batch`         | a folder of micrographs, one at a time           | beyond           | 06       |
+| `report`        | its table and quality report                     | beyond           | 06       |
 | `widgets`       | teaching demos                                   | -                | all      |
 
 Names below resolve on first use, so that `import mdn` costs next to nothing.
@@ -40,7 +43,10 @@ _HOME = {
     "uncertainty": ("familiarity", "uncertainty_map"),
     "grains": ("grain_size", "segment_grains"),
 }
-_MODULES = (*_HOME, "verification", "defects", "metrics", "baselines", "figures", "widgets")
+_MODULES = (
+    *(*_HOME, "verification", "defects", "metrics", "baselines", "figures"),
+    *("burnt_in", "batch", "report", "widgets"),
+)
 _NAMES = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = ["__version__", *_NAMES, *_MODULES]

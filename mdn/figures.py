@@ -465,6 +465,67 @@ def plot_before_after(rows: Sequence[dict]) -> Figure:
 
 
 @_styled
+def plot_quality(
+    before,
+    after,
+    uncertainty: np.ndarray,
+    boundaries_before: np.ndarray,
+    boundaries_after: np.ndarray,
+    sizes: dict,
+    *,
+    um_per_px: float | int | None = None,
+) -> Figure:
+    """One micrograph's quality at a glance: before, after, removed, uncertainty, boundaries, grain size.
+
+    Images and uncertainty [H, W], NaN where it says nothing; boundaries bool [H, W]; sizes: {"before": {"astm_g",
+    "g_low", "g_high"}, "after": ...}, or {"intercept_px", "ra_percent"} without a calibration, or nothing.
+    """
+    before, after = _unit(before, "before"), _unit(after, "after")
+    height = (WIDTH - 0.3) / 2 * min(max(before.shape[0] / before.shape[1], 0.25), 2.0)
+    heights = height + 0.25, height + 0.75, height + 0.55
+    fig = NotebookFigure(figsize=(WIDTH, sum(heights) + 0.3), layout="constrained")
+    fig.get_layout_engine().set(h_pad=0.1)
+    axes = fig.subplots(3, 2, height_ratios=heights).ravel()
+    _draw(axes[0], before, "before", um_per_px=um_per_px)
+    _draw(axes[1], after, "after", um_per_px=um_per_px)
+    removed = before - after
+    limit = max(0.05, float(np.percentile(np.abs(removed), 99.5)))
+    bar = {"location": "bottom", "fraction": 0.05, "pad": 0.02, "aspect": 50}
+    drawn = _draw(axes[2], removed, "removed: before − after", cmap="PuOr", vmin=-limit, vmax=limit)
+    fig.colorbar(drawn, ax=axes[2], label="grey (white − black = 1)", **bar)
+    top = float(np.nanpercentile(uncertainty, 99.5)) if np.isfinite(uncertainty).any() else 0.0
+    drawn = _draw(axes[3], uncertainty, "uncertainty: where the network hesitates", cmap="viridis", vmax=max(top, 1e-6))
+    fig.colorbar(drawn, ax=axes[3], label="std (white − black = 1)", **bar)
+    names = ("before and after", "before only", "after only")
+    plot_boundaries(0.5 * after, boundaries_after, boundaries_before, names=names, ax=axes[4])
+    axes[4].set_title("boundaries between the grains found")
+    _draw_sizes(axes[5], sizes)
+    return fig
+
+
+def _draw_sizes(ax: Axes, sizes: dict) -> None:
+    """Grain size before and after with its 95 % interval: G, or the mean intercept in px."""
+    name = "astm_g" if any("astm_g" in size for size in sizes.values()) else "intercept_px"
+    for place, state, colour in ((1, "before", BLUE), (0, "after", RED)):
+        size = sizes.get(state, {})
+        if name not in size:
+            continue
+        value = size[name]
+        half = size["ra_percent"] / 100 * value
+        low, high = (size["g_low"], size["g_high"]) if name == "astm_g" else (value - half, value + half)
+        ax.errorbar(value, place, xerr=[[value - low], [high - value]], fmt="o", color=colour, capsize=4, markersize=7)
+        text = f"{value:.2f}\n{low:.2f} to {high:.2f}" if name == "astm_g" else f"{value:.1f}\n{low:.1f} to {high:.1f}"
+        ax.annotate(text, (value, place), (0, 9), textcoords="offset points", ha="center", color=colour)
+    if not any(name in size for size in sizes.values()):
+        ax.text(0.5, 0.5, "no grain size", ha="center", va="center", transform=ax.transAxes)
+    labels = {"astm_g": "ASTM grain size number G (E112): larger is finer"}
+    label = labels.get(name, "mean intercept (px): no calibration")
+    ax.set(title="grain size, 95 % interval", xlabel=label, ylim=(-0.6, 1.7))
+    ax.set_yticks([1, 0], ["before", "after"])
+    ax.margins(x=0.3)
+
+
+@_styled
 def plot_scores(table: dict) -> Figure:
     """Methods against metrics, {"columns": names, "rows": [[method, value, ...], ...]}; the network stands out."""
     names, values = [str(row[0]) for row in table["rows"]], np.array([row[1:] for row in table["rows"]], float)
@@ -492,9 +553,15 @@ def plot_scores(table: dict) -> Figure:
 
 @_styled
 def plot_boundaries(
-    image, found: np.ndarray, truth: np.ndarray | None = None, *, tolerance: float | int = 3, ax: Axes | None = None
+    image,
+    found: np.ndarray,
+    truth: np.ndarray | None = None,
+    *,
+    tolerance: float | int = 3,
+    names: Sequence[str] = ("kept", "lost", "invented"),
+    ax: Axes | None = None,
 ) -> Figure:
-    """Boundaries (bool [H, W]) over an image; with a truth, which of them were kept, lost and invented.
+    """Boundaries (bool [H, W]) over an image; with a truth, which of them were kept, lost and invented (`names`).
 
     A pixel is right within `tolerance` px of the others, as `metrics.boundary_score` counts.
     """
@@ -505,7 +572,8 @@ def plot_boundaries(
         true, far = np.asarray(truth, bool), np.full(found.shape, np.inf)
         to_true, to_found = (ndimage.distance_transform_edt(~mask) if mask.any() else far for mask in (true, found))
         kept, invented = found & (to_true <= tolerance), found & (to_true > tolerance)
-        kinds = {"kept": (kept, SKY), "lost": (true & (to_found > tolerance), RED), "invented": (invented, YELLOW)}
+        lost = true & (to_found > tolerance)
+        kinds = dict(zip(names, ((kept, SKY), (lost, RED), (invented, YELLOW)), strict=True))
     _draw(ax, image)
     for mask, colour in kinds.values():
         wide = ndimage.maximum_filter(mask, 1 + 2 * round(max(mask.shape) / 700))  # so that large images show it

@@ -11,7 +11,8 @@ MODULES = sorted(p.stem for p in Path(mdn.__file__).parent.glob("*.py") if p.ste
 ALONE = {"figures", "network", "phase_field", "defects", "micrographs", "metrics"}
 ORDER = (
     *("phase_field", "verification", "micrographs", "defects", "synthesis", "dataset", "metrics", "network"),
-    *("training", "inference", "attention", "uncertainty", "grains", "baselines", "figures", "widgets"),
+    *("training", "inference", "attention", "uncertainty", "grains", "baselines", "figures"),
+    *("burnt_in", "batch", "report", "widgets"),
 )
 
 

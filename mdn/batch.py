@@ -1,0 +1,289 @@
+"""A folder of micrographs, denoised one at a time; `report` makes a table and a page of what is recorded here.
+
+    denoised/a.png.tif   the result; the micrograph's whole name stays in it, so that a.png and a.tif do not meet
+    records/a.png.json   its numbers, written last: where it is complete and as new as the input, nothing is done again
+    records/a.png.jpg    its picture in the report
+
+Everything is written beside its place and renamed. Memory holds one micrograph, whatever the number of files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from numbers import Real
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array
+from PIL import Image
+from scipy import ndimage
+
+from mdn.burnt_in import free_field, scale_bar_mask
+from mdn.figures import plot_quality
+from mdn.grains import grain_size, segment_grains
+from mdn.inference import Denoiser
+from mdn.metrics import label_boundaries
+from mdn.micrographs import Micrograph, grey_range, luminance, read_micrograph, write_micrograph
+from mdn.uncertainty import familiarity, uncertainty_map
+
+SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
+SHAPES_KEPT = 8  # compiled networks: each shape has its own, and a folder may hold many
+FEWEST_GRAINS = 50  # of one field, ASTM E112
+LARGEST_ERROR = 10.0  # %, relative accuracy that E112 asks for
+
+
+# ---- one micrograph ----
+
+
+def _measure(grey: np.ndarray, um_per_px: float | None) -> tuple[dict, np.ndarray]:
+    """Grain size of a luminance [h, w] and its boundaries; in px, and without G, where there is no calibration."""
+    labels = segment_grains(grey)
+    numbers = {"n_grains": len(np.unique(labels))}
+    try:
+        size = grain_size(labels, um_per_px=um_per_px or 1.0)
+    except ValueError:
+        small = min(grey.shape) < 32
+        reason = "less than 32 px are there to measure on" if small else "no test line meets a boundary"
+        return numbers | {"reason": reason}, label_boundaries(labels)
+    low, high = size.interval_95
+    numbers |= {"n_grains": size.n_grains, "n_intercepts": size.n_intercepts, "ra_percent": size.relative_accuracy}
+    numbers["intercept_um" if um_per_px else "intercept_px"] = size.mean_intercept_um
+    if um_per_px:
+        numbers |= {"astm_g": size.astm_g, "g_low": low, "g_high": high}
+    return numbers, label_boundaries(labels)
+
+
+def _metadata(micrograph: Micrograph) -> dict:
+    """What the file says of itself, in the words that a TIFF has for it."""
+    known = dict(micrograph.metadata)
+    if known.get("format") == "TIFF":
+        return known
+    exif = Image.Exif()
+    with contextlib.suppress(Exception):  # a camera's broken tags are no reason to leave its picture out
+        exif.load(known.get("exif", b""))
+    notes = [f"{k}: {v}" for k, v in known.items() if isinstance(v, str) and k not in ("format", "mode") and v]
+    notes = [str(exif[tag]) for tag in (270, 271, 272) if exif.get(tag)] + notes  # description, maker, model
+    known |= {"description": "\n".join(notes)}
+    return known | {name: str(exif[tag]) for name, tag in (("Software", 305), ("DateTime", 306)) if exif.get(tag)}
+
+
+def denoise_file(
+    denoiser: Denoiser, path: Path, target: Path, *, um_per_px: float | int | None = None, key: Array, passes: int = 4
+) -> tuple[dict, bytes]:
+    """Denoise one micrograph into a TIFF; a burnt-in scale bar or strip is left as it is.
+
+    Args:
+        denoiser: as of `load_denoiser`.
+        path: a TIFF, PNG or JPEG.
+        target: the TIFF to write, of the same size, dtype and metadata.
+        um_per_px: the calibration where the file carries none, written into the target.
+        key, passes: as of `uncertainty_map`.
+
+    Returns:
+        Its record (numbers, warnings in plain words) and its picture for the report, a JPEG.
+
+    Raises:
+        ValueError: for a file that is no micrograph. OSError: where the target cannot be written.
+    """
+    micrograph = read_micrograph(path)
+    pixels, scale = micrograph.pixels, micrograph.um_per_px or um_per_px
+    scale = float(scale) if scale else None
+    bar = scale_bar_mask(pixels)
+    seen = pixels
+    if bar.any() and not bar.all():  # the network sees metal there too, not a black or white box
+        seen = pixels[tuple(ndimage.distance_transform_edt(bar, return_distances=False, return_indices=True))]
+    clean = denoiser(seen)
+    clean[bar] = pixels[bar]
+    like = dataclasses.replace(micrograph, um_per_px=scale, metadata=_metadata(micrograph))
+    write_micrograph(target, clean, like=like)
+    written = read_micrograph(target)
+
+    black, white = grey_range(pixels)  # of both, or floats of another range than [0, 1] would not compare
+    unit = (np.clip((p.astype(np.float64) - black) / ((white - black) or 1.0), 0, 1) for p in (pixels, clean))
+    before, after = map(luminance, unit)
+    spread = np.where(bar, np.nan, uncertainty_map(denoiser, seen, key=key, passes=passes))
+    field = free_field(bar)
+    sizes, edges = {}, {}
+    for state, grey in (("before", before), ("after", after)):
+        edges[state] = np.zeros(bar.shape, bool)
+        if grey[field].size:
+            sizes[state], edges[state][field] = _measure(grey[field], scale)
+    record = {
+        "width_px": pixels.shape[1],
+        "height_px": pixels.shape[0],
+        "dtype": f"{pixels.dtype} {'grey' if pixels.ndim == 2 else 'colour'}",
+        "um_per_px": scale,
+        "calibration": "file" if micrograph.um_per_px else "um_per_px" if scale else "none",
+        "description": str(like.metadata.get("description", ""))[:400],
+        "kept": written.pixels.shape == pixels.shape and pixels.dtype in (written.pixels.dtype, bool),
+        **sizes,
+        "removed_percent": float(100 * np.abs(before - after)[~bar].mean()) if not bar.all() else 0.0,
+        "uncertainty_percent": float(100 * np.nanmean(spread)) if not bar.all() else 0.0,
+    }
+    record["warnings"] = _warnings(record, bar, field, denoiser, seen)
+    if (n := micrograph.metadata.get("n_pages", 1)) > 1:
+        record["warnings"]["stack"] = f"Only the first of {n} pages of this file was denoised."
+    figure = plot_quality(
+        before, after, spread, edges["before"], edges["after"], sizes, um_per_px=None if bar.any() else scale
+    )
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="jpeg", dpi=140, pil_kwargs={"quality": 85})
+    return record, buffer.getvalue()
+
+
+def _warnings(record: dict, bar: np.ndarray, field: tuple, denoiser: Denoiser, seen: np.ndarray) -> dict[str, str]:
+    said, before, after = {}, record.get("before", {}), record.get("after", {})
+    if record["calibration"] == "none":
+        said["no calibration"] = "No calibration: neither the file nor um_per_px says how large a pixel is; no ASTM G."
+    if reason := after.get("reason", before.get("reason")):
+        said["no grain size"] = f"No grain size: {reason}."
+    n = after.get("n_grains", 0)
+    if n < FEWEST_GRAINS:
+        said["few grains"] = f"Fewer than {FEWEST_GRAINS} grains ({n}) in this field: measure more or larger fields."
+    if after.get("ra_percent", 0) > LARGEST_ERROR:
+        said["wide interval"] = f"Relative accuracy {after['ra_percent']:.0f} %: ASTM E112 asks for 10 % or better."
+    if "astm_g" in before and "astm_g" in after and not before["g_low"] <= after["astm_g"] <= before["g_high"]:
+        moved = f"G {before['astm_g']:.1f} to {after['astm_g']:.1f}"
+        said["grain size moved"] = (
+            f"Denoising moved the grain size out of its interval ({moved}): see below which boundaries went or came."
+        )
+    if bar.any():
+        rows, columns = np.flatnonzero(bar.any(1)), np.flatnonzero(bar.any(0))
+        where = f"rows {rows[0]} to {rows[-1]}, columns {columns[0]} to {columns[-1]}"
+        rest = f"rows {field[0].start} to {field[0].stop - 1}, columns {field[1].start} to {field[1].stop - 1}"
+        said["scale bar"] = (
+            f"Burnt-in scale bar or info strip found and left untouched ({where}); grains are measured on {rest}."
+        )
+    try:
+        if unlike := familiarity(denoiser, seen).warning:
+            said["unlike the training data"] = unlike
+    except ValueError:
+        said["training data unknown"] = "These weights do not say whether this image is like the training data."
+    return said
+
+
+# ---- a folder ----
+
+
+def find_micrographs(folder: str | os.PathLike) -> list[Path]:
+    """The TIFF, PNG and JPEG files of a folder, by name; hidden ones are left out. ValueError where there are none."""
+    folder = Path(folder)
+    found = [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES] if folder.is_dir() else []
+    found = sorted(p for p in found if not p.name.startswith("."))
+    if not found:
+        raise ValueError(f"input_dir: {folder.resolve()}; accepted: a folder with {', '.join(SUFFIXES)} files")
+    return found
+
+
+def denoise_folder(
+    denoiser: Denoiser,
+    files: Sequence[Path],
+    output: str | os.PathLike,
+    *,
+    um_per_px: float | int | None = None,
+    key: Array,
+    passes: int = 4,
+) -> Iterator[dict]:
+    """Denoise files one after another into output/denoised, and yield the record of each.
+
+    A file that cannot be read or denoised has status "left out" and a reason; the others go on. One whose result
+    and record are complete, for this very file, these weights and these settings, is not done again; its
+    record says so ("again": True). Stop whenever you like.
+
+    Args:
+        denoiser, um_per_px, key, passes: as of `denoise_file`.
+        files: as of `find_micrographs`.
+        output: the folder to write to.
+
+    Raises:
+        ValueError: for an um_per_px that is no size, or files that lie where results go.
+        OSError: where nothing can be written.
+    """
+    output = Path(output)
+    if um_per_px is not None and not (isinstance(um_per_px, Real) and np.isfinite(um_per_px) and um_per_px > 0):
+        raise ValueError(f"um_per_px: {um_per_px!r}; accepted: um per pixel, finite, above 0, or None")
+    if any(path.parent.resolve() == (output / "denoised").resolve() for path in files):
+        raise ValueError(f"input_dir: {files[0].parent}; accepted: another folder than that of the results")
+    for name in ("denoised", "records"):
+        (output / name).mkdir(parents=True, exist_ok=True)
+    settings = {"um_per_px": um_per_px, "passes": passes, "seed": jax.random.key_data(key).tolist()}
+    settings["weights"] = _fingerprint(denoiser)
+    shapes = set()
+    for path in files:
+        name = _short(path.name)
+        target, place = output / "denoised" / f"{name}.tif", output / "records" / f"{name}.json"
+        picture = place.with_suffix(".jpg")
+        try:
+            stat, reason = path.stat(), ""
+        except OSError as error:
+            stat, reason = None, _reason(error, path)
+        made_from = settings | {"bytes": stat.st_size, "modified_ns": stat.st_mtime_ns} if stat else {}
+        known = _read_record(place)
+        if known.get("made_from") == made_from and known["status"] == "done" and target.is_file() and picture.is_file():
+            yield known | {"picture": str(picture), "again": True}
+            continue
+        place.unlink(missing_ok=True)  # from here on it is not done
+        record = {"file": os.fsencode(path.name).decode("utf-8", "replace"), "made_from": made_from}
+        record |= {"status": "left out", "reason": reason, "warnings": {}}
+        try:
+            numbers, drawn = denoise_file(denoiser, path, target, um_per_px=um_per_px, key=key, passes=passes)
+        except OSError:
+            if stat:
+                raise  # the disk is full or the folder read-only: not this file's fault
+        except Exception as error:  # whatever is wrong with one file, the others go on
+            record["reason"] = _reason(error, path)
+        else:
+            write_whole(picture, drawn)
+            record |= {"status": "done", "result": target.name, **numbers}
+            shapes.add((record["height_px"], record["width_px"]))
+        if record["status"] == "left out":
+            target.unlink(missing_ok=True)
+        write_whole(place, json.dumps(record, indent=1).encode())
+        if len(shapes) > SHAPES_KEPT:
+            jax.clear_caches()
+            shapes.clear()
+        yield record | {"picture": str(picture)}
+
+
+def _fingerprint(denoiser: Denoiser) -> str:
+    """A hash of the weights."""
+    leaves = jax.tree.leaves(nnx.state(denoiser.network, nnx.Param, nnx.BatchStat))
+    return hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest()[:16]
+
+
+def _short(name: str) -> str:
+    """The name where there is room for what is added to it, else its beginning and a hash."""
+    raw = os.fsencode(name)
+    return name if len(raw) <= 180 else f"{name[:40]}~{hashlib.sha256(raw).hexdigest()[:12]}"
+
+
+def _reason(error: Exception, path: Path) -> str:
+    text = (str(error).splitlines() or [""])[0] or type(error).__name__
+    return text.removeprefix(f"{path}: ").replace(str(path), path.name).encode("utf-8", "replace").decode()
+
+
+def _read_record(path: Path) -> dict:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) and "status" in record else {}
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file beside its place, then rename it: no half-written one ever stands there."""
+    part = path.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
