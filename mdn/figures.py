@@ -137,7 +137,10 @@ def plot_coarsening(
     axes = fig.subplots(*((2, 1) if stacked else (1, 2)))
     for ax, (title, name, values, colour) in zip(axes, panels, strict=True):
         ax.plot(time, values, "o-", color=colour)
-        ax.set(title=title, ylabel=name, xlabel="time (1/(Lα))", ylim=(0, 1.08 * max(*values, 1e-9)))
+        later = [value for value, t in zip(values, time, strict=True) if t > 0] or values
+        ax.set(title=title, ylabel=name, xlabel="time (1/(Lα))", ylim=(0, 1.08 * max(*later, 1e-9)))
+        if values[0] > 2 * max(later):  # the sharp start's energy, which is no interface's
+            ax.set_title(f"at time 0, sharp: {values[0]:.0f}", loc="right", size=8)
         if now is not None:
             ax.plot(time[now], values[now], "o", color=INK, markersize=11, fillstyle="none", mew=2)
             ax.axvline(time[now], color=INK, lw=0.8, ls=":", zorder=0)

@@ -439,10 +439,9 @@ def explore_denoising(
             except ValueError as error:  # too small a picture, or no boundary in it
                 lines.append(f"Grain size {title}: none ({error}).")
                 continue
+            low, high = found.interval_95
             lines.append(
-                "Grain size {}: ASTM G {:.1f} (95 %: {:.1f} to {:.1f}), ".format(
-                    title, found.astm_g, *found.interval_95
-                )
+                f"Grain size {title}: ASTM G {found.astm_g:.1f} (95 %: {low:.1f} to {high:.1f}), "
                 f"mean intercept {found.mean_intercept_um:.3g} µm, {found.n_grains} grains."
                 + "".join(f" Caution: {warning}." for warning in found.warnings)
             )
