@@ -42,9 +42,9 @@ CELLS = 160  # a side of the growing grains
 MOST = 25_000_000  # px of an upload
 DPI = {False: 120, True: 180}  # of pictures, by whether they are for a projector
 STYLE = """<style>
-.mdn-projector { font-size: 21px; --jp-widgets-font-size: 21px; --jp-widgets-inline-height: 40px;
+.mdn-large { font-size: 21px; --jp-widgets-font-size: 21px; --jp-widgets-inline-height: 40px;
                  --jp-widgets-inline-width: 460px; --jp-widgets-inline-label-width: 130px; }
-.mdn-demo .widget-image { height: auto; }
+.mdn-pictures { max-width: 1140px; } .mdn-large .mdn-pictures { max-width: 1710px; }
 </style>"""
 
 
@@ -65,7 +65,7 @@ class Progress(ipw.HBox):
         self.add_class("mdn-progress")
         self.end()
 
-    def __call__(self, share: float, what: str) -> None:
+    def __call__(self, share: float | int, what: str) -> None:
         """Tell how far the work has come; raises `Stopped` once the button was pressed."""
         if self._halt.is_set():
             raise Stopped
@@ -114,7 +114,7 @@ class Demo(ipw.VBox):
         for function, names in drawings:
             drawn = function(**self._values(names))
             place = ipw.HTML() if isinstance(drawn, str) else ipw.Image(format="png")
-            place.layout.max_width = "100%" if isinstance(drawn, str) or columns == 1 else f"{98 / columns:.0f}%"
+            place.layout.max_width = "100%" if isinstance(drawn, str) or columns == 1 else f"{98 // columns}%"
             self._drawings.append((place, function, names))
             self._show(place, drawn)
             shown.append(place)
@@ -139,8 +139,9 @@ class Demo(ipw.VBox):
         bars = [ipw.Box([c for name, c in self.controls.items() if name not in grouped], layout=row)]
         for title, names in (groups or {}).items():
             bars += [ipw.HTML(f"<b>{title}</b>"), ipw.Box([self.controls[name] for name in names], layout=row)]
-        panel = ipw.VBox((*bars, self.progress, self.message))
-        pictures = ipw.Box(shown, layout={"flex_flow": "row wrap", "align_items": "flex-start"})
+        panel = ipw.VBox((*bars, self.progress, self.message, *self.reports))
+        pictures = ipw.Box(self.pictures, layout={"flex_flow": "row wrap", "align_items": "flex-start"})
+        pictures.add_class("mdn-pictures")
         if groups:
             panel.layout.flex, pictures.layout.flex, pictures.layout.min_width = "0 0 23em", "1 1 30em", "0"
             body = ipw.Box((panel, pictures), layout={"flex_flow": "row wrap", "align_items": "flex-start"})
@@ -187,7 +188,7 @@ class Demo(ipw.VBox):
 
     def _redraw(self, changed: set[str]) -> None:
         if "projector" in changed:
-            (self.add_class if self.controls["projector"].value else self.remove_class)("mdn-projector")
+            (self.add_class if self.controls["projector"].value else self.remove_class)("mdn-large")
         for place, function, names in self._drawings:
             if changed & {*names, "projector"}:
                 self._show(place, function(**self._values(names)))
@@ -206,7 +207,9 @@ class Demo(ipw.VBox):
 LAID = {"style": {"description_width": "9em"}, "layout": {"width": "22em"}}
 
 
-def _slider(name: str, value: float, low: float = 0, high: float = 1, step: float = 0.02) -> ipw.Widget:
+def _slider(
+    name: str, value: float | int, low: float | int = 0, high: float | int = 1, step: float | int = 0.02
+) -> ipw.Widget:
     """A slider that waits for its release, of integers where its value is one."""
     kind = ipw.IntSlider if isinstance(value, int) else ipw.FloatSlider
     return kind(value, min=low, max=high, step=step, description=name, continuous_update=False, **LAID)
@@ -265,7 +268,8 @@ class _Choice:
         for name, source in sources().items() if folder else ():
             if source.use != "annotation" and (Path(folder).expanduser() / source.file).is_file():
                 self._samples[name] = functools.cache(functools.partial(_registered, name))
-        self.pick = ipw.Dropdown(options=list(self._samples), description="micrograph", **LAID)
+        fitting = {"style": {"description_width": "initial"}, "layout": {"width": "22em"}}
+        self.pick = ipw.Dropdown(options=list(self._samples), description="micrograph", **fitting)
         self.upload = ipw.FileUpload(
             accept="image/*,.tif,.tiff", multiple=False, description="your own", layout={"width": "auto"}
         )
@@ -333,7 +337,7 @@ def explore_phase_field() -> Demo:
         return figures.plot_coarsening(run, now=times.index(time), law=law, stacked=True)
 
     slider = ipw.SelectionSlider(
-        options=times, value=20.0, description="time (1/(Lα))", continuous_update=False, readout_format="g", **LAID
+        options=times, value=20.0, description="time (1/(Lα))", continuous_update=False, **LAID
     )
     play = ipw.Play(min=0, max=len(times) - 1, value=times.index(20.0), interval=600, description="play")
     ipw.link((play, "value"), (slider, "index"))
@@ -462,8 +466,8 @@ def explore_denoising(
 
     controls = {
         "micrograph": choice.pick, "upload": choice.upload, "position": _slider("swipe", 0.5),
-        "match": ipw.Checkbox(True, description="match histogram", indent=False, layout={"width": "auto"}),
-        "um_per_px": ipw.BoundedFloatText(min=0, max=1e4, step=0.01, description="µm per px (0: unknown)", **LAID),
+        "match": ipw.Checkbox(True, description="match histogram", indent=False, layout={"margin": "0 1em"}),
+        "um_per_px": ipw.BoundedFloatText(min=0, max=1e4, step=0.01, description="µm per px", **LAID),
         "save": ipw.Button(description="Save", icon="save", tooltip="the whole denoised micrograph, as TIFF"),
     }  # fmt: skip
 

@@ -169,9 +169,9 @@ def test_projector_size(denoising):
 
     usual = width()
     assert changed(denoising, "projector", True) == [True] * 4
-    assert width() == pytest.approx(1.5 * usual, abs=2) and "mdn-projector" in denoising._dom_classes
+    assert width() == pytest.approx(1.5 * usual, abs=2) and "mdn-large" in denoising._dom_classes
     denoising.controls["projector"].value = False
-    assert width() == usual and "mdn-projector" not in denoising._dom_classes
+    assert width() == usual and "mdn-large" not in denoising._dom_classes
 
 
 def test_boundaries_are_held_against_the_truth_where_it_is_known(denoising, monkeypatch):
