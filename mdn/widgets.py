@@ -60,7 +60,7 @@ class Progress(ipw.HBox):
         self.stop = ipw.Button(description="Stop", icon="stop", button_style="warning")
         self.stop.add_class("mdn-stop")
         self._halt = threading.Event()
-        self.stop.on_click(lambda _: self._halt.set())
+        self.stop.on_click(self._press)
         super().__init__((self.bar, self.text, self.stop))
         self.add_class("mdn-progress")
         self.end()
@@ -70,6 +70,10 @@ class Progress(ipw.HBox):
         if self._halt.is_set():
             raise Stopped
         self.bar.value, self.text.value, self.layout.visibility = share, what, "visible"
+
+    def _press(self, _) -> None:
+        self._halt.set()
+        self.text.value = "stopping after this step"
 
     def begin(self) -> None:
         """Forget an earlier press."""

@@ -109,6 +109,7 @@ def test_long_work_shows_how_far_it_is_and_stops(growing):
         seen.append((change["new"], demo.progress.text.value))
         if len(seen) == 2:
             demo.progress.stop.click()
+            assert "stopping" in demo.progress.text.value
 
     demo.progress.bar.observe(press, "value")
     try:
