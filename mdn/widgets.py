@@ -43,7 +43,7 @@ MOST = 25_000_000  # px of an upload
 DPI = {False: 120, True: 180}  # of pictures, by whether they are for a projector
 STYLE = """<style>
 .mdn-large { font-size: 21px; --jp-widgets-font-size: 21px; --jp-widgets-inline-height: 40px;
-                 --jp-widgets-inline-width: 460px; --jp-widgets-inline-label-width: 130px; }
+             --jp-widgets-inline-width: 460px; --jp-widgets-inline-label-width: 130px; }
 .mdn-pictures { max-width: 1140px; } .mdn-large .mdn-pictures { max-width: 1710px; }
 </style>"""
 
@@ -137,22 +137,23 @@ class Demo(ipw.VBox):
         for report in self.reports:
             report.add_class("mdn-report")
         self.message.add_class("mdn-message")
+        super().__init__((ipw.HTML(STYLE, layout={"display": "none"}), self._laid_out(groups or {})))
+        self.add_class("mdn-demo")
 
-        grouped = [name for names in (groups or {}).values() for name in names]
+    def _laid_out(self, groups: Mapping[str, Sequence[str]]) -> ipw.Box:
+        """Controls, progress and words above the pictures; beside them where controls stand in groups."""
+        grouped = [name for names in groups.values() for name in names]
         row = {"flex_flow": "row wrap", "align_items": "center"}
         bars = [ipw.Box([c for name, c in self.controls.items() if name not in grouped], layout=row)]
-        for title, names in (groups or {}).items():
+        for title, names in groups.items():
             bars += [ipw.HTML(f"<b>{title}</b>"), ipw.Box([self.controls[name] for name in names], layout=row)]
         panel = ipw.VBox((*bars, self.progress, self.message, *self.reports))
         pictures = ipw.Box(self.pictures, layout={"flex_flow": "row wrap", "align_items": "flex-start"})
         pictures.add_class("mdn-pictures")
-        if groups:
-            panel.layout.flex, pictures.layout.flex, pictures.layout.min_width = "0 0 23em", "1 1 30em", "0"
-            body = ipw.Box((panel, pictures), layout={"flex_flow": "row wrap", "align_items": "flex-start"})
-        else:
-            body = ipw.VBox((panel, pictures))
-        super().__init__((ipw.HTML(STYLE, layout={"display": "none"}), body))
-        self.add_class("mdn-demo")
+        if not groups:
+            return ipw.VBox((panel, pictures))
+        panel.layout.flex, pictures.layout.flex, pictures.layout.min_width = "0 0 23em", "1 1 30em", "0"
+        return ipw.Box((panel, pictures), layout={"flex_flow": "row wrap", "align_items": "flex-start"})
 
     def _values(self, names: Sequence[str]) -> dict:
         return {name: self.controls[name].value for name in names}
@@ -185,7 +186,7 @@ class Demo(ipw.VBox):
             try:
                 self._redraw(changed)
             except Stopped:
-                self.say("Stopped: the pictures show the settings from before. Change one to go on.")
+                self.say("Stopped: what was not drawn yet shows the settings from before. Change one to go on.")
             except Exception as error:  # nobody reads the traceback of a thread
                 self.say(str(error) or type(error).__name__)
             self.progress.end()
@@ -476,7 +477,10 @@ def explore_denoising(
     }  # fmt: skip
 
     def calibrate(change=None) -> None:
-        controls["um_per_px"].value = scale(choice.pick.value) or 0
+        try:
+            controls["um_per_px"].value = scale(choice.pick.value) or 0
+        except (ValueError, OSError):  # which the demo will say, once it draws
+            controls["um_per_px"].value = 0
 
     calibrate()
     choice.pick.observe(calibrate, "value")  # before the demo follows it

@@ -239,13 +239,13 @@ def test_attention(denoiser):
     assert changed(demo, "micrograph", "stand-in, textured") == [True, True]
 
 
-def test_real_micrographs_are_offered_where_the_folder_has_them(denoiser, tmp_path, monkeypatch):
+def test_real_micrographs_are_offered_where_the_folder_has_them(denoising, denoiser, tmp_path, monkeypatch):
+    assert "iron_nital" not in denoising.controls["micrograph"].options
     monkeypatch.setenv("MDN_MICROGRAPHS", str(tmp_path))
     (tmp_path / "iron_nital.jpg").write_bytes(b"other bytes")
-    demo = widgets.explore_attention(denoiser)
-    assert (
-        "iron_nital" in demo.controls["micrograph"].options and "steel_nist" not in demo.controls["micrograph"].options
-    )
+    demo = widgets.explore_denoising(denoiser, RGB)
+    offered = demo.controls["micrograph"].options
+    assert "iron_nital" in offered and "steel_nist" not in offered
     before = bytes(demo.pictures[0].value)
     demo.controls["micrograph"].value = "iron_nital"
     assert "sha256" in demo.message.value and demo.pictures[0].value == before
