@@ -472,6 +472,19 @@ def plot_history(history) -> Figure:
     return fig
 
 
+REMOVED, GREYS = "removed: original − denoised", "grey (white − black = 1)"
+
+
+def _removed(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    change = before - after
+    return change if change.ndim == 2 else change.mean(-1)
+
+
+def _reach(change: np.ndarray) -> float:
+    """The grey at which the colours of what was removed end."""
+    return max(0.05, float(np.percentile(np.abs(change), 99.5)))
+
+
 @_styled
 def plot_before_after(rows: Sequence[dict]) -> Figure:
     """Fig. 4: original, denoised, and what was removed, for rows {"name", "before", "after", "um_per_px"}."""
@@ -487,19 +500,6 @@ def plot_before_after(rows: Sequence[dict]) -> Figure:
         drawn = _draw(line[2], change, REMOVED, cmap="PuOr", vmin=-limit, vmax=limit)
     fig.colorbar(drawn, ax=axes[:, 2], label=GREYS, fraction=0.05, pad=0.02, aspect=30)
     return fig
-
-
-REMOVED, GREYS = "removed: original − denoised", "grey (white − black = 1)"
-
-
-def _removed(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    change = before - after
-    return change if change.ndim == 2 else change.mean(-1)
-
-
-def _reach(change: np.ndarray) -> float:
-    """The grey at which the colours of what was removed end."""
-    return max(0.05, float(np.percentile(np.abs(change), 99.5)))
 
 
 @_styled
