@@ -32,10 +32,9 @@ from mdn.figures import plot_quality
 from mdn.grains import grain_size, segment_grains
 from mdn.inference import Denoiser
 from mdn.metrics import label_boundaries
-from mdn.micrographs import Micrograph, grey_range, luminance, read_micrograph, write_micrograph
+from mdn.micrographs import SUFFIXES, Micrograph, grey_range, luminance, read_micrograph, write_micrograph
 from mdn.uncertainty import familiarity, uncertainty_map
 
-SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 SHAPES_KEPT = 8  # compiled networks: each shape has its own, and a folder may hold many
 FEWEST_GRAINS = 50  # of one field, ASTM E112
 LARGEST_ERROR = 10.0  # %, relative accuracy that E112 asks for

@@ -41,8 +41,12 @@ class NotebookFigure(Figure):
     """A Figure that shows itself in a notebook whatever matplotlib's backend is."""
 
     def _repr_png_(self) -> bytes:
+        return self.png()
+
+    def png(self, *, dpi: float | int | str = "figure", level: int = 6) -> bytes:
+        """The page as a PNG file; at compression level 1 it is some 5 % larger and made in half the time."""
         buffer = io.BytesIO()
-        self.savefig(buffer, format="png")
+        self.savefig(buffer, format="png", dpi=dpi, pil_kwargs={"compress_level": level})
         return buffer.getvalue()
 
 
@@ -112,19 +116,40 @@ def plot_structures(structures: Sequence) -> Figure:
         sharp = np.ptp(grains.order) < 0.01  # the start is 1 everywhere: its boundaries have no width yet
         order = np.where(_edges(grains.labels), 0.64, 1) if sharp else grains.order
         _draw(ax, order, f"time {grains.time:g}, {grains.n_grains} grains")
+    if len(structures) == 1:
+        ax.set_xlabel("{1} × {0} cells; dark: boundaries, Ση² down to 0.64".format(*order.shape))
     return fig
 
 
 @_styled
-def plot_coarsening(structures: Sequence) -> Figure:
-    """Free energy (A2, in alpha dx^2) and mean grain area (cells) of grown structures against time."""
-    fig = NotebookFigure(figsize=(WIDTH, 3), layout="constrained")
-    energy = [grains.energy for grains in structures]
+def plot_coarsening(
+    structures: Sequence, *, now: int | None = None, law: Sequence | None = None, stacked: bool = False
+) -> Figure:
+    """Free energy (A2, in alpha dx^2) and mean grain area (cells) of grown structures against time.
+
+    now: which of the structures to mark. law: (A_0, k, from, to) of the parabolic law A = A_0 + k t, fitted between
+    two times. stacked: one panel above the other.
+    """
+    fig = NotebookFigure(figsize=(4.6, 4.95) if stacked else (WIDTH, 3), layout="constrained")
+    time, energy = [grains.time for grains in structures], [grains.energy for grains in structures]
     area = [grains.labels.size / grains.n_grains for grains in structures]
     panels = ("Free energy", "energy F (α dx²)", energy, BLUE), ("Mean grain area", "area (cells)", area, RED)
-    for ax, (title, name, values, colour) in zip(fig.subplots(1, 2), panels, strict=True):
-        ax.plot([grains.time for grains in structures], values, "o-", color=colour)
-        ax.set(title=title, ylabel=name, xlabel="time (1/(Lα))", ylim=(0, 1.08 * max(*values, 1e-9)))
+    axes = fig.subplots(*((2, 1) if stacked else (1, 2)))
+    for ax, (title, name, values, colour) in zip(axes, panels, strict=True):
+        ax.plot(time, values, "o-", color=colour)
+        later = [value for value, t in zip(values, time, strict=True) if t > 0] or values
+        ax.set(title=title, ylabel=name, xlabel="time (1/(Lα))", ylim=(0, 1.08 * max(*later, 1e-9)))
+        if values[0] > 2 * max(later):  # the sharp start's energy, which is no interface's
+            ax.set_title(f"at time 0, sharp: {values[0]:.0f}", loc="right", size=8)
+        if now is not None:
+            ax.plot(time[now], values[now], "o", color=INK, markersize=11, fillstyle="none", mew=2)
+            ax.axvline(time[now], color=INK, lw=0.8, ls=":", zorder=0)
+    if law is not None:
+        start, rate, *span = law
+        name = f"parabolic law ⟨A⟩ = A₀ + k t, k = {rate:.2g} Lα dx²"
+        axes[1].plot(time, [start + rate * t for t in time], color=INK, lw=1, ls="--", label=name)
+        axes[1].axvspan(*span, color="#EEEEEE", zorder=-1, label="where it is fitted")
+        axes[1].legend(loc="lower right")
     return fig
 
 
@@ -447,20 +472,44 @@ def plot_history(history) -> Figure:
     return fig
 
 
+REMOVED, GREYS = "removed: original − denoised", "grey (white − black = 1)"
+
+
+def _removed(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    change = before - after
+    return change if change.ndim == 2 else change.mean(-1)
+
+
+def _reach(change: np.ndarray) -> float:
+    """The grey at which the colours of what was removed end."""
+    return max(0.05, float(np.percentile(np.abs(change), 99.5)))
+
+
 @_styled
 def plot_before_after(rows: Sequence[dict]) -> Figure:
     """Fig. 4: original, denoised, and what was removed, for rows {"name", "before", "after", "um_per_px"}."""
     pairs = [(_unit(row["before"], "before"), _unit(row["after"], "after")) for row in rows]
-    removed = [x - y if x.ndim == 2 else (x - y).mean(-1) for x, y in pairs]
-    limit = max(0.05, *(float(np.percentile(np.abs(d), 99.5)) for d in removed))
+    removed = [_removed(*pair) for pair in pairs]
+    limit = max(map(_reach, removed))
     heights = [before.shape[0] / before.shape[1] for before, _ in pairs]
     fig = NotebookFigure(figsize=(WIDTH, 2.7 * sum(heights) + 0.3 * len(rows)), layout="constrained")
     axes = fig.subplots(len(rows), 3, squeeze=False, height_ratios=heights)
     for line, row, (before, after), change in zip(axes, rows, pairs, removed, strict=True):
         _draw(line[0], before, row["name"], um_per_px=row.get("um_per_px"))
         _draw(line[1], after, "denoised")
-        drawn = _draw(line[2], change, "removed: original − denoised", cmap="PuOr", vmin=-limit, vmax=limit)
-    fig.colorbar(drawn, ax=axes[:, 2], label="grey (white − black = 1)", fraction=0.05, pad=0.02, aspect=30)
+        drawn = _draw(line[2], change, REMOVED, cmap="PuOr", vmin=-limit, vmax=limit)
+    fig.colorbar(drawn, ax=axes[:, 2], label=GREYS, fraction=0.05, pad=0.02, aspect=30)
+    return fig
+
+
+@_styled
+def plot_removed(before, after, *, um_per_px: float | int | None = None) -> Figure:
+    """What a denoiser took from an image: `before` - `after`, purple what was too bright and orange too dark."""
+    change = _removed(_unit(before, "before"), _unit(after, "after"))
+    limit = _reach(change)
+    fig, (ax,) = _grid(1, 1, change.shape, bar=0.75)
+    drawn = _draw(ax, change, REMOVED, um_per_px=um_per_px, cmap="PuOr", vmin=-limit, vmax=limit)
+    fig.colorbar(drawn, ax=ax, label=GREYS, fraction=0.05, pad=0.02)
     return fig
 
 
@@ -559,6 +608,7 @@ def plot_boundaries(
     *,
     tolerance: float | int = 3,
     names: Sequence[str] = ("kept", "lost", "invented"),
+    title: str = "",
     ax: Axes | None = None,
 ) -> Figure:
     """Boundaries (bool [H, W]) over an image; with a truth, which of them were kept, lost and invented (`names`).
@@ -574,7 +624,7 @@ def plot_boundaries(
         kept, invented = found & (to_true <= tolerance), found & (to_true > tolerance)
         lost = true & (to_found > tolerance)
         kinds = dict(zip(names, ((kept, SKY), (lost, RED), (invented, YELLOW)), strict=True))
-    _draw(ax, image)
+    _draw(ax, image, title)
     for mask, colour in kinds.values():
         wide = ndimage.maximum_filter(mask, 1 + 2 * round(max(mask.shape) / 700))  # so that large images show it
         layer = np.concatenate([np.broadcast_to(to_rgb(colour), (*mask.shape, 3)), wide[..., None]], -1)
@@ -610,6 +660,34 @@ def plot_attention(maps, *, block: int | None = None) -> Figure:
     drawn = ax.imshow(maps.channel_weights, cmap="cividis", aspect="auto")
     ax.set(xlabel="channel", ylabel="block", yticks=range(n), yticklabels=range(1, n + 1), title="channel weights y")
     bottom.colorbar(drawn, ax=ax, label="weight", pad=0.01)
+    return fig
+
+
+@_styled
+def plot_block(maps, *, block: int, channel: int) -> Figure:
+    """One block of the network (`AttentionMaps`): where it changes the image, its channel weights, one channel.
+
+    block, channel: indices; of the channel the features under their weight (x_att of Eq. 6) are shown.
+    """
+    shape, weights = maps.image.shape, maps.channel_weights[block]
+    tall = WIDTH / 3 * shape[0] / shape[1]
+    fig = NotebookFigure(figsize=(WIDTH, tall + 2.2), layout="constrained")
+    grid = fig.add_gridspec(2, 3, height_ratios=(tall, 1.9))
+    seen, spatial, features = (fig.add_subplot(grid[0, i]) for i in range(3))
+    _draw(seen, maps.image, "what the network sees")
+    _draw(spatial, maps.image, f"where block {block + 1} changes it")
+    drawn = _draw(spatial, maps.spatial[block], cmap="viridis", alpha=0.65)
+    look = {"orientation": "horizontal", "fraction": 0.05, "pad": 0.02}
+    fig.colorbar(drawn, ax=spatial, label="change × channel weight (99 % = 1)", **look)
+    field = maps.x_att[block, :, :, channel]
+    limit = max(float(np.percentile(np.abs(field), 99.5)), 1e-9)
+    drawn = _draw(features, field, f"channel {channel + 1}", cmap="PuOr", vmin=-limit, vmax=limit)
+    fig.colorbar(drawn, ax=features, label="feature × its weight", **look)
+    ax, numbers = fig.add_subplot(grid[1, :]), np.arange(1, len(weights) + 1)
+    ax.bar(numbers, weights, color=[RED if number == channel + 1 else BLUE for number in numbers])
+    ax.set(title=f"channel weights y of block {block + 1}", xlabel="channel", ylabel="weight (gate, Eq. 5)")
+    ax.set(xticks=numbers[:: max(1, len(numbers) // 32)], xlim=(0.3, len(weights) + 0.7))
+    ax.set_ylim(min(0, 1.05 * float(weights.min())), max(1, 1.05 * float(weights.max())))
     return fig
 
 
@@ -669,12 +747,12 @@ def plot_grain_shapes(sizes: dict, sides: dict, curvatures: dict) -> Figure:
 
 
 @_styled
-def plot_swipe(before, after, position: float | int) -> Figure:
+def plot_swipe(before, after, position: float | int, *, um_per_px: float | int | None = None) -> Figure:
     """Two pictures as one: `before` left of `position` (0 to 1 across the width), `after` right of it."""
     before, after = _unit(before, "before"), _unit(after, "after")
     column = round(min(max(position, 0), 1) * before.shape[1])
     fig, (ax,) = _grid(1, 1, before.shape)
-    _draw(ax, np.concatenate([before[:, :column], after[:, column:]], 1))
+    _draw(ax, np.concatenate([before[:, :column], after[:, column:]], 1), um_per_px=um_per_px)
     ax.axvline(column - 0.5, color=ORANGE)
     ax.set_title("◂ before", loc="left")
     ax.set_title("after ▸", loc="right")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Float
@@ -36,9 +38,23 @@ class Denoiser:
         apply = jax.jit(lambda state, x: nnx.merge(graph, state)(x[None, :, :, None])[0, :, :, 0])
         return lambda image: np.asarray(apply(state, image))
 
-    def restore(self, grey: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
-        """The network's own intensities in [0, 1] for a luminance in [0, 1], its 1-99 % range stretched first."""
-        return self._apply(stretch(grey))
+    def restore(
+        self, grey: Float[np.ndarray, "h w"], *, report: Callable[[float], None] | None = None
+    ) -> Float[np.ndarray, "h w"]:
+        """The network's own intensities in [0, 1] for a luminance in [0, 1], its 1-99 % range stretched first.
+
+        report: called with the share done after each part of the network; what it raises stops the work.
+        """
+        if report is None:
+            return self._apply(stretch(grey))
+        network = nnx.view(self.network, deterministic=True, use_running_average=True)
+        parts = len(network.blocks) + 2
+        x = _encode(network, jnp.asarray(stretch(grey))[None, :, :, None])
+        for done, block in enumerate(network.blocks, start=1):
+            report(done / parts)
+            x = _block(block, x).block_until_ready()
+        report(1 - 1 / parts)
+        return np.asarray(_decode(network, x, grey.shape)[0, :, :, 0])
 
     def __call__(self, image: ArrayLike, *, match_histogram: bool = True) -> np.ndarray:
         """Denoise a micrograph.
@@ -58,13 +74,32 @@ class Denoiser:
         Source: Eq. 1; Section III.b.
         """
         image = check_image(image)
+        return self.finish(image, self.restore(luminance(image)), match_histogram=match_histogram)
+
+    @staticmethod
+    def finish(image: np.ndarray, clean: Float[np.ndarray, "h w"], *, match_histogram: bool = True) -> np.ndarray:
+        """The result for a micrograph of which `restore` made `clean`: greys matched, chroma and dtype kept."""
         grey = luminance(image)
-        clean = self.restore(grey)
         if match_histogram:
             clean = match_histograms(clean, grey).astype(np.float32)
         if image.ndim == 3:
             clean = with_luminance(to_float(image), clean)
         return from_float(clean, image.dtype, grey_range(image))
+
+
+@nnx.jit
+def _encode(network, image):
+    return network.encode(image)
+
+
+@nnx.jit
+def _block(block, x):
+    return block(x)
+
+
+@nnx.jit(static_argnums=2)
+def _decode(network, x, shape):
+    return network.decode(x, shape)
 
 
 def load_denoiser(path: str | Path | None = None) -> Denoiser:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import cmath
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from numbers import Integral, Real
@@ -630,6 +630,11 @@ def coarsen(params: AllenCahn, *, n_grains: int, times: Sequence[float | int], k
 
     Source: Appendix A.
     """
+    return list(coarsening(params, n_grains=n_grains, times=times, key=key))
+
+
+def coarsening(params: AllenCahn, *, n_grains: int, times: Sequence[float | int], key: Array) -> Iterator[Grains]:
+    """`coarsen` one `Grains` at a time, as they come: for what shows its progress or may be stopped."""
     _check(params, n_grains, times, key)
     unit = 1 / (params.mobility * params.alpha)
     gap, dtype = params._colour_gap, jnp.result_type(float)
@@ -642,7 +647,7 @@ def coarsen(params: AllenCahn, *, n_grains: int, times: Sequence[float | int], k
         eta, owners = jax.pure_callback(start, shapes, labels, vmap_method="sequential")
     else:
         eta, owners = map(jnp.asarray, _start(gap, None, labels, dtype))
-    state, now, structures = (eta, owners, _seams(owners)), 0.0, []
+    state, now = (eta, owners, _seams(owners)), 0.0
     for target in times:
         for stages, until in ((1, min(target, START) * unit), (params.stages, target * unit)):
             if until > now:
@@ -651,11 +656,10 @@ def coarsen(params: AllenCahn, *, n_grains: int, times: Sequence[float | int], k
         if _traced(labels):
             energy = _energy(params, state[0], jnp)
             labels, order, energy = _finite((labels, order, energy))
-            structures.append(Grains(labels, order, jnp.asarray(target, dtype), energy))
+            yield Grains(labels, order, jnp.asarray(target, dtype), energy)
         else:
             energy = free_energy(params, _finite(state[0]))
-            structures.append(Grains(np.asarray(labels), np.asarray(order), float(target), energy))
-    return structures
+            yield Grains(np.asarray(labels), np.asarray(order), float(target), energy)
 
 
 def grow(params: AllenCahn, *, n_grains: int, time: float | int, key: Array) -> Grains:

@@ -8,95 +8,286 @@ from __future__ import annotations
 import asyncio
 import functools
 import html
+import os
 import tempfile
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ipywidgets as ipw
 import jax
 import numpy as np
 from flax import nnx
+from IPython import get_ipython
 
 from mdn import figures, training
 from mdn.attention import attention_maps
-from mdn.defects import KINDS, DefectStrengths
+from mdn.defects import CAMERA, KINDS, SURFACE, DefectStrengths
+from mdn.grains import grain_size, segment_grains
 from mdn.inference import Denoiser, load_denoiser
-from mdn.micrographs import luminance, read_micrograph
-from mdn.phase_field import AllenCahn, coarsen, grow
+from mdn.metrics import boundary_score, detect_boundaries
+from mdn.micrographs import (
+    Micrograph,
+    load_source,
+    luminance,
+    read_micrograph,
+    sources,
+    traced_boundaries,
+    write_micrograph,
+)
+from mdn.phase_field import AllenCahn, coarsening, grow
 from mdn.synthesis import STAND_INS, PairConfig, make_pair, stand_in
 
-LARGEST = 1024  # px a side of what is denoised: the middle of a larger upload
+LARGEST = 1024  # px a side of what is shown denoised: the middle of a larger micrograph
+CELLS = 160  # a side of the growing grains
+MOST = 25_000_000  # px of an upload
+DPI = {False: 120, True: 180}  # of pictures, by whether they are for a projector
+STYLE = """<style>
+.mdn-large { font-size: 21px; --jp-widgets-font-size: 21px; --jp-widgets-inline-height: 40px;
+             --jp-widgets-inline-width: 460px; --jp-widgets-inline-label-width: 130px; }
+.mdn-pictures { max-width: 1140px; } .mdn-large .mdn-pictures { max-width: 1710px; }
+</style>"""
+
+
+class Stopped(Exception):
+    """The Stop button was pressed."""
+
+
+class Progress(ipw.HBox):
+    """A bar, what is being done, and a Stop button; seen while something long is under way."""
+
+    def __init__(self):
+        self.bar, self.text = ipw.FloatProgress(min=0, max=1), ipw.Label()
+        self.stop = ipw.Button(description="Stop", icon="stop", button_style="warning")
+        self.stop.add_class("mdn-stop")
+        self._halt = threading.Event()
+        self.stop.on_click(self._press)
+        super().__init__((self.bar, self.text, self.stop))
+        self.add_class("mdn-progress")
+        self.end()
+
+    def __call__(self, share: float | int, what: str) -> None:
+        """Tell how far the work has come; raises `Stopped` once the button was pressed."""
+        if self._halt.is_set():
+            raise Stopped
+        self.bar.value, self.text.value, self.layout.visibility = share, what, "visible"
+
+    def _press(self, _) -> None:
+        self._halt.set()
+        self.text.value = "stopping after this step"
+
+    def begin(self) -> None:
+        """Forget an earlier press."""
+        self._halt.clear()
+
+    def end(self) -> None:
+        """Hide it; its place is kept, so that nothing jumps."""
+        self.layout.visibility = "hidden"
 
 
 class Demo(ipw.VBox):
-    """Controls above pictures that follow them; a message tells what is wrong with an input.
+    """Controls beside or above pictures that follow them; a message tells what is wrong with an input.
 
-    controls: widgets by name; the figures are drawn from their values.
-    drawings: functions to a Figure, each with the names of the controls that it takes and is drawn anew for.
+    controls: widgets by name; what is shown is drawn from their values.
+    drawings: functions to a Figure or to HTML text, each with the names of the controls that it takes and is
+        drawn anew for. Figures become `pictures`.
+    actions: functions without arguments to a message, by the name of the button that calls them.
+    progress: what long work in those functions reports to.
+    columns: pictures in a row. groups: titles of controls that stand together, the others before them; then all
+        controls stand beside the pictures.
+
+    In a notebook drawing happens in a thread, so that buttons answer meanwhile; what is changed in that time is
+    drawn next. Without a kernel, as in a script, it is done once a value is set.
     """
 
-    def __init__(self, controls: dict[str, ipw.Widget], drawings: Sequence[tuple[Callable, Sequence[str]]]):
-        self.controls, self.message = controls, ipw.HTML()
-        self.pictures = tuple(ipw.Image(format="png", layout={"max_width": "100%"}) for _ in drawings)
-        self._drawings = tuple(zip(self.pictures, drawings, strict=True))
-        for name, control in controls.items():
-            control.observe(functools.partial(self._follow, name), "value")
-        for picture, drawing in self._drawings:
-            self._draw(picture, *drawing)
-        bar = ipw.Box(tuple(controls.values()), layout={"flex_flow": "row wrap", "align_items": "center"})
-        super().__init__((bar, self.message, *self.pictures))
+    def __init__(
+        self,
+        controls: Mapping[str, ipw.Widget],
+        drawings: Sequence[tuple[Callable, Sequence[str]]],
+        *,
+        actions: Mapping[str, Callable[[], str]] | None = None,
+        progress: Progress | None = None,
+        columns: int = 1,
+        groups: Mapping[str, Sequence[str]] | None = None,
+    ):
+        projector = ipw.Checkbox(False, description="projector size", indent=False, layout={"width": "auto"})
+        self.controls, self.message = {**controls, "projector": projector}, ipw.HTML()
+        self.progress, self._actions, self._drawings = progress or Progress(), dict(actions or {}), []
+        self.threaded = getattr(get_ipython(), "kernel", None) is not None
+        self._lock, self._changed, self._busy = threading.Lock(), set(), False
+        shown = []
+        for function, names in drawings:
+            drawn = function(**self._values(names))
+            place = ipw.HTML() if isinstance(drawn, str) else ipw.Image(format="png")
+            place.layout.max_width = "100%" if isinstance(drawn, str) or columns == 1 else f"{98 // columns}%"
+            self._drawings.append((place, function, names))
+            self._show(place, drawn)
+            shown.append(place)
+        self.progress.end()
+        self.pictures = tuple(place for place in shown if isinstance(place, ipw.Image))
+        self.reports = tuple(place for place in shown if isinstance(place, ipw.HTML))
+        followed = {name for _, names in drawings for name in names} | {"projector"}
+        for name, control in self.controls.items():
+            control.add_class(f"mdn-{name}")
+            if name in self._actions:
+                control.on_click(functools.partial(self._follow, name))
+            elif name in followed:
+                control.observe(functools.partial(self._follow, name), "value")
+        for number, picture in enumerate(self.pictures):
+            picture.add_class(f"mdn-picture-{number}")
+        for report in self.reports:
+            report.add_class("mdn-report")
+        self.message.add_class("mdn-message")
+        super().__init__((ipw.HTML(STYLE, layout={"display": "none"}), self._laid_out(groups or {})))
+        self.add_class("mdn-demo")
 
-    def _draw(self, picture: ipw.Image, function: Callable, names: Sequence[str]) -> None:
-        picture.value = function(**{name: self.controls[name].value for name in names})._repr_png_()
+    def _laid_out(self, groups: Mapping[str, Sequence[str]]) -> ipw.Box:
+        """Controls, progress and words above the pictures; beside them where controls stand in groups."""
+        grouped = [name for names in groups.values() for name in names]
+        row = {"flex_flow": "row wrap", "align_items": "center"}
+        bars = [ipw.Box([c for name, c in self.controls.items() if name not in grouped], layout=row)]
+        for title, names in groups.items():
+            bars += [ipw.HTML(f"<b>{title}</b>"), ipw.Box([self.controls[name] for name in names], layout=row)]
+        panel = ipw.VBox((*bars, self.progress, self.message, *self.reports))
+        pictures = ipw.Box(self.pictures, layout={"flex_flow": "row wrap", "align_items": "flex-start"})
+        pictures.add_class("mdn-pictures")
+        if not groups:
+            return ipw.VBox((panel, pictures))
+        panel.layout.flex, pictures.layout.flex, pictures.layout.min_width = "0 0 23em", "1 1 30em", "0"
+        return ipw.Box((panel, pictures), layout={"flex_flow": "row wrap", "align_items": "flex-start"})
 
-    def _follow(self, name: str, change) -> None:
-        self.say("")
-        for picture, (function, names) in self._drawings:
-            if name in names:
-                try:
-                    self._draw(picture, function, names)
-                except ValueError as error:
-                    self.say(str(error))
+    def _values(self, names: Sequence[str]) -> dict:
+        return {name: self.controls[name].value for name in names}
 
-    def say(self, text: str) -> None:
+    def _show(self, place: ipw.Image | ipw.HTML, drawn) -> None:
+        png = not isinstance(drawn, str)
+        place.value = drawn.png(dpi=DPI[self.controls["projector"].value], level=1) if png else drawn
+
+    def _follow(self, name: str, _) -> None:
+        with self._lock:
+            self._changed.add(name)
+            busy, self._busy = self._busy, True
+        if busy:
+            return
+        if self.threaded:
+            threading.Thread(target=self._work, daemon=True).start()
+        else:
+            self._work()
+
+    def _work(self) -> None:
+        """Redraw until nothing has changed meanwhile."""
+        while True:
+            with self._lock:
+                changed, self._changed = self._changed, set()
+                self._busy = bool(changed)
+            if not changed:
+                break
+            self.progress.begin()
+            self.say("")
+            try:
+                self._redraw(changed)
+            except Stopped:
+                self.say("Stopped: what was not drawn yet shows the settings from before. Change one to go on.")
+            except Exception as error:  # nobody reads the traceback of a thread
+                self.say(str(error) or type(error).__name__)
+            self.progress.end()
+
+    def _redraw(self, changed: set[str]) -> None:
+        if "projector" in changed:
+            (self.add_class if self.controls["projector"].value else self.remove_class)("mdn-large")
+        for place, function, names in self._drawings:
+            if changed & {*names, "projector"}:
+                self._show(place, function(**self._values(names)))
+        for name in changed & {*self._actions}:
+            self.say(self._actions[name](), colour=figures.GREEN)
+
+    def say(self, text: str, *, colour: str = figures.RED) -> None:
         """Show a message under the controls."""
-        self.message.value = f"<b style='color:{figures.RED}'>{html.escape(text)}</b>" if text else ""
+        self.message.value = f"<b style='color:{colour}'>{html.escape(text)}</b>" if text else ""
 
     def _repr_mimebundle_(self, **kwargs):
         """The widget and, for viewers that have none, its first picture."""
         return super()._repr_mimebundle_(**kwargs) | {"image/png": bytes(self.pictures[0].value)}
 
 
-def _share(name: str, value: float) -> ipw.FloatSlider:
-    """A slider from 0 to 1."""
-    options = {"description": name, "continuous_update": False, "style": {"description_width": "initial"}}
-    return ipw.FloatSlider(value, min=0, max=1, step=0.02, **options)
+LAID = {"style": {"description_width": "9em"}, "layout": {"width": "22em"}}
+
+
+def _slider(
+    name: str, value: float | int, low: float | int = 0, high: float | int = 1, step: float | int = 0.02
+) -> ipw.Widget:
+    """A slider that waits for its release, of integers where its value is one."""
+    kind = ipw.IntSlider if isinstance(value, int) else ipw.FloatSlider
+    return kind(value, min=low, max=high, step=step, description=name, continuous_update=False, **LAID)
 
 
 def _middle(image: np.ndarray, shape: tuple[int, int], *, fill: bool = False) -> np.ndarray:
     """The middle of an image, at most of `shape`; with `fill` of that shape, mirrored where it is too small."""
     if fill:
         image = np.pad(image, [(0, max(0, n - m)) for n, m in zip(shape, image.shape, strict=True)], mode="symmetric")
-    corner = [max(0, m - n) // 2 for n, m in zip(shape, image.shape, strict=True)]
-    return image[corner[0] : corner[0] + shape[0], corner[1] : corner[1] + shape[1]]
+    top, left = (max(0, m - n) // 2 for m, n in zip(image.shape, shape, strict=False))
+    return image[top : top + shape[0], left : left + shape[1]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A micrograph and, where they are known, its true boundaries, bool [H, W]."""
+
+    micrograph: Micrograph
+    truth: np.ndarray | None = None
+
+
+def _registered(name: str) -> Sample:
+    """A real micrograph within its usable box."""
+    image, source = load_source(name), sources()[name]
+    left, top, right, low = source.box or (0, 0, image.pixels.shape[1], image.pixels.shape[0])
+    pixels = image.pixels[top:low, left:right]
+    return Sample(replace(image, pixels=pixels), traced_boundaries(name) if source.traced else None)
+
+
+def _simulated(shape: tuple[int, int]) -> Sample:
+    """The noisy image of a training pair, whose boundaries are known."""
+    grains = grow(AllenCahn(shape=shape), n_grains=60, time=30.0, key=jax.random.key(5))
+    reference = stand_in("etched", shape, key=jax.random.key(6))
+    pair = make_pair(grains, reference, config=PairConfig(magnitude=0.6), key=jax.random.key(7))
+    return Sample(Micrograph(pixels=pair.noisy), pair.boundaries | pair.twin_boundaries)
 
 
 class _Choice:
-    """Micrographs to pick from by name, stand-ins of `shape` and one that is given, and an upload that adds to them.
+    """Micrographs to pick from by name, and an upload that adds to them; `self[name]` is a `Sample`.
 
-    `self[name]` is luminance in [0, 1].
+    One that is given, a simulated pair if wanted, stand-ins of `shape`, and the registered ones that lie in the folder
+    that MDN_MICROGRAPHS names.
     """
 
-    def __init__(self, shape: tuple[int, int], given: np.ndarray | None = None):
-        self._images = {} if given is None else {"given": functools.partial(luminance, given)}
+    def __init__(self, shape: tuple[int, int], given: Micrograph | np.ndarray | None = None, *, pair: bool = False):
+        self._samples: dict[str, Callable[[], Sample]] = {}
+        if given is not None:
+            image = given if isinstance(given, Micrograph) else Micrograph(pixels=np.asarray(given))
+            self._samples["given"] = lambda: Sample(image)
+        if pair:
+            self._samples["simulated, truth known"] = functools.cache(lambda: _simulated(shape))
         for number, kind in enumerate(STAND_INS):
             draw = functools.partial(stand_in, kind, shape, key=jax.random.key(number))
-            self._images[f"stand-in, {kind}"] = functools.cache(draw)
-        self.pick = ipw.Dropdown(options=list(self._images), description="micrograph")
-        self.upload = ipw.FileUpload(accept="image/*,.tif,.tiff", multiple=False, description="your own")
+            self._samples[f"stand-in, {kind}"] = functools.cache(lambda d=draw: Sample(Micrograph(pixels=d())))
+        folder = os.environ.get("MDN_MICROGRAPHS")
+        for name, source in sources().items() if folder else ():
+            if source.use != "annotation" and (Path(folder).expanduser() / source.file).is_file():
+                self._samples[name] = functools.cache(functools.partial(_registered, name))
+        fitting = {"style": {"description_width": "initial"}, "layout": {"width": "22em"}}
+        self.pick = ipw.Dropdown(options=list(self._samples), description="micrograph", **fitting)
+        self.upload = ipw.FileUpload(
+            accept="image/*,.tif,.tiff", multiple=False, description="your own", layout={"width": "auto"}
+        )
+        self.upload.tooltip = "TIFF, PNG or JPEG of up to 10 MB, which is what Jupyter takes from a browser"
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._images[name]()
+    def __getitem__(self, name: str) -> Sample:
+        return self._samples[name]()
+
+    def grey(self, name: str, shape: tuple[int, int], *, fill: bool = False) -> np.ndarray:
+        """Luminance in [0, 1] of the middle."""
+        return _middle(luminance(self[name].micrograph.pixels), shape, fill=fill)
 
     def serve(self, demo: Demo) -> Demo:
         """Take uploads for a demo, and say in it when one is no image."""
@@ -109,98 +300,224 @@ class _Choice:
                 path = Path(folder) / name
                 try:
                     path.write_bytes(change["new"][0]["content"])
-                    image = luminance(read_micrograph(path).pixels)
+                    image = read_micrograph(path)
+                    height, width = image.pixels.shape[:2]
+                    if height * width > MOST:
+                        raise ValueError(f"{name}: {width} × {height} px; accepted: {MOST / 1e6:g} million at most")
                 except (ValueError, OSError) as error:
-                    demo.say(str(error).replace(f"{folder}/", ""))
+                    demo.say(str(error).replace(f"{folder}{os.sep}", ""))
                     return
-            while name in self._images:
+            while name in self._samples:
                 name += " again"
-            self._images = {name: lambda: image, **self._images}
-            self.pick.options = list(self._images)  # which picks the first of them
+            self._samples = {name: lambda: Sample(image), **self._samples}
+            self.pick.options = list(self._samples)  # which picks the first of them
 
         self.upload.observe(take, "value")
         return demo
 
 
 def explore_phase_field() -> Demo:
-    """Grains coarsen under a time slider, their energy and mean area beside them (Appendix A)."""
-    times = np.linspace(0, 100, 11).tolist()
+    """Grains coarsen under a time slider, their energy and mean area beside them (Appendix A).
 
-    @functools.cache
-    def grown(n_grains: int):
-        return coarsen(AllenCahn(shape=(96, 96)), n_grains=n_grains, times=times, key=jax.random.key(0))
+    New grains, kappa or gamma are grown over the whole time at once; the slider then looks at that run. The parabolic
+    law, mean area linear in time, is fitted to its second half: the start first has to forget its even sizes.
+    """
+    times, progress = np.linspace(0, 200, 21).tolist(), Progress()
 
-    controls = {
-        "n_grains": ipw.Dropdown(options=(20, 40, 80), value=40, description="grains"),
-        "time": ipw.SelectionSlider(options=times, value=20.0, description="time", continuous_update=False),
-    }
-    drawings = (
-        lambda n_grains, time: figures.plot_structures([grown(n_grains)[times.index(time)]]),
-        lambda n_grains, time: figures.plot_coarsening(grown(n_grains)[: times.index(time) + 1]),
+    @functools.lru_cache(maxsize=16)
+    def grown(n_grains: int, kappa: float, gamma: float):
+        progress(0, "growing grains")
+        run, params = [], AllenCahn(shape=(CELLS, CELLS), kappa=kappa, gamma=gamma)
+        for grains in coarsening(params, n_grains=n_grains, times=times, key=jax.random.key(0)):
+            run.append(grains)
+            progress(len(run) / len(times), f"growing grains, time {grains.time:g} of {times[-1]:g}")
+        half = len(times) // 2
+        area = [grains.labels.size / grains.n_grains for grains in run]
+        rate, start = np.polyfit(times[half:], area[half:], 1)
+        return run, (start, rate, times[half], times[-1])
+
+    def structure(n_grains, kappa, gamma, time):
+        return figures.plot_structures([grown(n_grains, kappa, gamma)[0][times.index(time)]])
+
+    def curves(n_grains, kappa, gamma, time):
+        run, law = grown(n_grains, kappa, gamma)
+        return figures.plot_coarsening(run, now=times.index(time), law=law, stacked=True)
+
+    slider = ipw.SelectionSlider(
+        options=times, value=20.0, description="time (1/(Lα))", continuous_update=False, **LAID
     )
-    return Demo(controls, [(drawing, tuple(controls)) for drawing in drawings])
+    play = ipw.Play(min=0, max=len(times) - 1, value=times.index(20.0), interval=600, description="play")
+    ipw.link((play, "value"), (slider, "index"))
+    controls = {
+        "time": slider, "play": play, "n_grains": _slider("grains", 80, 20, 100, 10),
+        "kappa": _slider("kappa κ (α dx²)", 2.0, 1, 4, 0.5), "gamma": _slider("gamma γ (β)", 1.0, 0.7, 2, 0.1),
+    }  # fmt: skip
+    names = ("n_grains", "kappa", "gamma", "time")
+    return Demo(controls, [(structure, names), (curves, names)], progress=progress, columns=2)
 
 
-def explore_blend(reference: np.ndarray | None = None) -> Demo:
+def explore_blend(reference: Micrograph | np.ndarray | None = None) -> Demo:
     """Every panel of Fig. 1 under the strength of each defect and the share of magnitude mixed in.
 
     reference: a micrograph to start with, [H, W] or [H, W, 3]; stand-ins and uploads can be picked as well.
     """
-    shape = (192, 192)
-    grains = grow(AllenCahn(shape=shape), n_grains=60, time=20.0, key=jax.random.key(0))
+    shape = (256, 256)
+    grains = grow(AllenCahn(shape=shape), n_grains=100, time=20.0, key=jax.random.key(0))
     choice = _Choice(shape, reference)
 
     def panels(micrograph, magnitude, **strengths):
         config = PairConfig(magnitude=magnitude, defects=DefectStrengths(**strengths))
-        image = _middle(choice[micrograph], shape, fill=True)
-        return figures.plot_pair(make_pair(grains, image, config=config, key=jax.random.key(1)))
+        pair = make_pair(grains, choice.grey(micrograph, shape, fill=True), config=config, key=jax.random.key(1))
+        return figures.plot_pair(pair, um_per_px=choice[micrograph].micrograph.um_per_px)
 
     usual = DefectStrengths()
-    sliders = {kind: _share(kind.replace("_", " "), getattr(usual, kind)) for kind in KINDS}
-    controls = {"micrograph": choice.pick, "magnitude": _share("magnitude of f", 1.0), **sliders}
-    return choice.serve(Demo({**controls, "upload": choice.upload}, [(panels, tuple(controls))]))
+    sliders = {kind: _slider(kind.replace("_", " "), float(getattr(usual, kind))) for kind in KINDS}
+    controls = {"micrograph": choice.pick, "upload": choice.upload, "magnitude": _slider("magnitude of f", 1.0)}
+    groups = {"of the surface, strength 0 to 1": SURFACE, "of the camera": CAMERA}
+    groups = {f"Defects {title}": [defect.__name__ for defect in kinds] for title, kinds in groups.items()}
+    drawings = [(panels, ("micrograph", "magnitude", *KINDS))]
+    return choice.serve(Demo({**controls, **sliders}, drawings, groups=groups))
 
 
-def explore_denoising(denoiser: Denoiser | None = None) -> Demo:
-    """A micrograph before and after, under a swipe; what was removed beside it. Default: the shipped weights."""
-    denoiser = denoiser or load_denoiser()
-    choice = _Choice((256, 256))
+def explore_denoising(
+    denoiser: Denoiser | None = None,
+    micrograph: Micrograph | np.ndarray | None = None,
+    *,
+    save_to: str | os.PathLike = ".",
+) -> Demo:
+    """A micrograph before and after, under a swipe; what was removed, boundaries and grain size beside it.
+
+    denoiser: by default the one with the shipped weights.
+    micrograph: one to start with, as of `read_micrograph`; the way for files too large to upload.
+    save_to: folder for what the Save button writes: the whole denoised micrograph as TIFF, its dtype and calibration
+        kept, under a name that is still free.
+    """
+    denoiser, progress = denoiser or load_denoiser(), Progress()
+    choice = _Choice((256, 256), micrograph, pair=True)
+
+    @functools.lru_cache(maxsize=4)
+    def restored(name, whole):
+        pixels = choice[name].micrograph.pixels
+        pixels = pixels if whole else _middle(pixels, (LARGEST, LARGEST))
+        return pixels, denoiser.restore(luminance(pixels), report=lambda share: progress(0.7 * share, "denoising"))
+
+    def pair(name, match, whole=False):
+        whole = whole or max(choice[name].micrograph.pixels.shape[:2]) <= LARGEST  # then both are one
+        pixels, clean = restored(name, whole)
+        return pixels, denoiser.finish(pixels, clean, match_histogram=match)
 
     @functools.lru_cache(maxsize=8)
-    def pair(micrograph, match):
-        before = _middle(choice[micrograph], (LARGEST, LARGEST))
-        return before, denoiser(before, match_histogram=match)
+    def measured(name, match):
+        """Boundaries and grains, of the denoised micrograph or, where `match` is None, of the given one."""
+        image = luminance(pair(name, bool(match))[match is not None])
+        progress(0.7 if match is None else 0.85, "looking for boundaries and grains")
+        return image, detect_boundaries(image), segment_grains(image)
+
+    def scale(name):
+        return choice[name].micrograph.um_per_px
 
     def swipe(micrograph, match, position):
-        return figures.plot_swipe(*pair(micrograph, match), position)
+        return figures.plot_swipe(*pair(micrograph, match), position, um_per_px=scale(micrograph))
 
     def removed(micrograph, match):
-        before, after = pair(micrograph, match)
-        return figures.plot_before_after([{"name": micrograph, "before": before, "after": after}])
+        return figures.plot_removed(*pair(micrograph, match), um_per_px=scale(micrograph))
+
+    def boundaries(title, name, match):
+        image, found, _ = measured(name, match)
+        truth = choice[name].truth
+        if truth is None:
+            return figures.plot_boundaries(image, found, title=f"boundaries found, {title}")
+        truth = _middle(truth, (LARGEST, LARGEST))
+        title = f"boundaries {title}: F = {boundary_score(found, truth).f:.2f}"
+        return figures.plot_boundaries(image, found, truth, title=title)
+
+    def boundaries_before(micrograph):
+        return boundaries("before", micrograph, None)
+
+    def boundaries_after(micrograph, match):
+        return boundaries("after", micrograph, match)
+
+    def report(micrograph, match, um_per_px):
+        size, lines = choice[micrograph].micrograph.pixels.shape[:2], []
+        if max(size) > LARGEST:
+            lines.append(f"Shown is the middle {LARGEST} px of {size[1]} × {size[0]}; Save denoises the whole.")
+        for title, key in (("before", None), ("after", match)):
+            if not um_per_px > 0:
+                lines.append("Grain size: no calibration. Fill in µm per px to have it.")
+                break
+            try:
+                found = grain_size(measured(micrograph, key)[2], um_per_px=um_per_px)
+            except ValueError as error:  # too small a picture, or no boundary in it
+                lines.append(f"Grain size {title}: none ({error}).")
+                continue
+            low, high = found.interval_95
+            lines.append(
+                f"Grain size {title}: ASTM G {found.astm_g:.1f} (95 %: {low:.1f} to {high:.1f}), "
+                f"mean intercept {found.mean_intercept_um:.3g} µm, {found.n_grains} grains."
+                + "".join(f" Caution: {warning}." for warning in found.warnings)
+            )
+        return "<br>".join(map(html.escape, lines))
+
+    def save() -> str:
+        name, match = controls["micrograph"].value, controls["match"].value
+        _, clean = pair(name, match, whole=True)
+        stem, number = f"{Path(name.replace(', ', '_').replace(' ', '_')).stem}_denoised", 1
+        path = Path(save_to) / f"{stem}.tif"
+        while path.exists():
+            number += 1
+            path = Path(save_to) / f"{stem}_{number}.tif"
+        calibration = controls["um_per_px"].value or None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_micrograph(path, clean, like=replace(choice[name].micrograph, um_per_px=calibration))
+        return f"Saved {path.resolve()}" + ("" if calibration else ", without a calibration: none is known")
 
     controls = {
-        "micrograph": choice.pick, "position": _share("swipe", 0.5),
-        "match": ipw.Checkbox(True, description="match histogram", indent=False), "upload": choice.upload,
+        "micrograph": choice.pick, "upload": choice.upload, "position": _slider("swipe", 0.5),
+        "match": ipw.Checkbox(True, description="match histogram", indent=False, layout={"margin": "0 1em"}),
+        "um_per_px": ipw.BoundedFloatText(min=0, max=1e4, step=0.01, description="µm per px", **LAID),
+        "save": ipw.Button(description="Save", icon="save", tooltip="the whole denoised micrograph, as TIFF"),
     }  # fmt: skip
-    drawings = [(swipe, ("micrograph", "match", "position")), (removed, ("micrograph", "match"))]
-    return choice.serve(Demo(controls, drawings))
+
+    def calibrate(change=None) -> None:
+        try:
+            controls["um_per_px"].value = scale(choice.pick.value) or 0
+        except (ValueError, OSError):  # which the demo will say, once it draws
+            controls["um_per_px"].value = 0
+
+    calibrate()
+    choice.pick.observe(calibrate, "value")  # before the demo follows it
+    drawings = [
+        (swipe, ("micrograph", "match", "position")), (removed, ("micrograph", "match")),
+        (boundaries_before, ("micrograph",)), (boundaries_after, ("micrograph", "match")),
+        (report, ("micrograph", "match", "um_per_px")),
+    ]  # fmt: skip
+    return choice.serve(Demo(controls, drawings, actions={"save": save}, progress=progress, columns=2))
 
 
 def explore_attention(denoiser: Denoiser | None = None) -> Demo:
-    """Channel weights and spatial maps, block by block; block 0 is their mean. Default: the shipped weights."""
-    denoiser = denoiser or load_denoiser()
-    choice, n_blocks = _Choice((256, 256)), len(denoiser.network.blocks)
+    """Channel weights, spatial map and one channel's features, block by block. Default: the shipped weights."""
+    denoiser, progress = denoiser or load_denoiser(), Progress()
+    choice, config = _Choice((256, 256)), denoiser.network.config
 
     @functools.lru_cache(maxsize=4)
     def maps(micrograph):
-        return attention_maps(denoiser, _middle(choice[micrograph], (384, 384)))
+        progress(0.3, "passing through the network")
+        found = attention_maps(denoiser, choice.grey(micrograph, (384, 384)))
+        progress(0.7, "drawing")
+        return found
 
-    def drawing(micrograph, block):
-        return figures.plot_attention(maps(micrograph), block=block - 1 if block else None)
+    def block_by_block(micrograph, block, channel):
+        return figures.plot_block(maps(micrograph), block=block - 1, channel=channel - 1)
 
-    slider = ipw.IntSlider(0, 0, n_blocks, description="block", continuous_update=False)
-    controls = {"micrograph": choice.pick, "block": slider}
-    return choice.serve(Demo({**controls, "upload": choice.upload}, [(drawing, tuple(controls))]))
+    controls = {
+        "micrograph": choice.pick, "upload": choice.upload, "block": _slider("block", 1, 1, config.blocks, 1),
+        "channel": _slider("channel", 1, 1, config.width, 1),
+    }  # fmt: skip
+    drawings = [
+        (block_by_block, ("micrograph", "block", "channel")),
+        (lambda micrograph: figures.plot_attention(maps(micrograph)), ("micrograph",)),
+    ]
+    return choice.serve(Demo(controls, drawings, progress=progress))
 
 
 class TrainingWatch(ipw.VBox):

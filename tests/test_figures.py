@@ -23,8 +23,9 @@ HISTORY = SimpleNamespace(
 )
 TABLE = {"columns": ["method", "PSNR", "SSIM"], "rows": [["noisy", 14.0, 0.3], ["network", 25.0, None]]}
 MAPS = SimpleNamespace(
-    image=IMAGE, spatial=RNG.random((3, 24, 32)), overall=IMAGE, channel_weights=RNG.random((3, 8)).astype(np.float32)
-)
+    image=IMAGE, spatial=RNG.random((3, 24, 32)), overall=IMAGE, channel_weights=RNG.random((3, 8)).astype(np.float32),
+    x_att=RNG.standard_normal((3, 12, 16, 8)),
+)  # fmt: skip
 SHAPES = [
     dict(zip(("start", "grown", "steel"), (middle + width * RNG.standard_normal((3, 50))), strict=True))
     for middle, width in ((1, 0.3), (6, 2), (0, 3))
@@ -64,6 +65,11 @@ DRAWN = {  # name: (how to draw it, number of images on it, words that have to b
     "micrograph in colour": (lambda: figures.plot_micrograph(RGB), 1, []),
     "structures": (lambda: figures.plot_structures(GRAINS), 3, ["time 0, 6 grains", "time 2, 4 grains"]),
     "coarsening": (lambda: figures.plot_coarsening(GRAINS), 0, ["time (1/(Lα))", "energy F", "area (cells)"]),
+    "structure": (lambda: figures.plot_structures(GRAINS[1:2]), 1, ["time 1, 5 grains", "32 × 24 cells"]),
+    "coarsening with its law": (
+        lambda: figures.plot_coarsening(GRAINS, now=1, law=(100.0, 12.5, 1, 2), stacked=True), 0,
+        ["time (1/(Lα))", "parabolic law", "k = 12 Lα dx²", "where it is fitted"],
+    ),
     "verification": (
         lambda: figures.plot_verification(**CHECKED), 1,
         ["γ = 1.5", "tanh", "circle", "120°", "sides n", "slope 2", "Euler", "energy F", "R / ", "early, 9 grains"],
@@ -89,11 +95,16 @@ DRAWN = {  # name: (how to draw it, number of images on it, words that have to b
         lambda: figures.plot_before_after([ROW, {"name": "colour", "before": RGB, "after": RGB}]), 6,
         ["iron", "colour", "denoised", "removed", "5 µm"],
     ),
+    "removed": (lambda: figures.plot_removed(RGB, RGB // 2, um_per_px=0.5), 1, ["removed", "white − black", "5 µm"]),
     "scores": (lambda: figures.plot_scores(TABLE), 0, ["PSNR", "SSIM", "network", "25.00"]),
     "boundaries": (lambda: figures.plot_boundaries(IMAGE, EDGES, EDGES.T.reshape(24, 32)), 4, ["kept", "invented"]),
     "boundaries found": (lambda: figures.plot_boundaries(IMAGE, EDGES), 2, ["found"]),
     "attention": (lambda: figures.plot_attention(MAPS), 7, ["mean over 3 blocks", "channel weights", "block 3"]),
     "attention of a block": (lambda: figures.plot_attention(MAPS, block=1), 7, ["block 2"]),
+    "block": (
+        lambda: figures.plot_block(MAPS, block=1, channel=4), 4,
+        ["block 2", "channel 5", "feature × its weight", "channel weights y", "change × channel weight"],
+    ),
     "uncertainty": (lambda: figures.plot_uncertainty(IMAGE, IMAGE, IMAGE), 3, ["uncertainty", "std"]),
     "grain sizes": (lambda: figures.plot_grain_sizes({"before": np.arange(1, 9)}), 0, ["before, 8 grains", "R / "]),
     "grain shapes": (
@@ -103,7 +114,7 @@ DRAWN = {  # name: (how to draw it, number of images on it, words that have to b
     "grain shapes of two": (
         lambda: figures.plot_grain_shapes(*({n: s[n] for n in ("start", "grown")} for s in SHAPES)), 0, ["grown"],
     ),
-    "swipe": (lambda: figures.plot_swipe(IMAGE, IMAGE, 0.3), 1, ["before", "after"]),
+    "swipe": (lambda: figures.plot_swipe(IMAGE, IMAGE, 0.3, um_per_px=0.5), 1, ["before", "after", "5 µm"]),
     "strengths": (
         lambda: figures.plot_strengths([("pit", s, m, s / 2) for s in (0.25, 1) for m in ("noisy", "network")], "F"), 0,
         ["pit", "noisy", "network", "strength", "F"],
@@ -186,6 +197,30 @@ def test_the_architecture_is_read_from_the_network():
     text = words(figures.plot_architecture(without))
     assert f"{count_parameters(without):,}" in text and "12 × " in text and "···" in text
     assert "GAP" not in text and "W_1" not in text
+
+
+def test_the_swipe_parts_the_pictures():
+    shown = figures.plot_swipe(IMAGE, 1 - IMAGE, 0.25).axes[0].images[0].get_array()
+    assert (shown[:, :8] == IMAGE[:, :8]).all() and (shown[:, 8:] == 1 - IMAGE[:, 8:]).all()
+
+
+def test_what_was_removed_has_white_in_the_middle_of_its_scale():
+    drawn = figures.plot_removed(IMAGE, IMAGE / 2).axes[0].images[0]
+    assert np.allclose(drawn.get_array(), IMAGE / 2) and drawn.norm.vmin == -drawn.norm.vmax
+
+
+def test_the_chosen_channel_stands_out_and_is_shown():
+    fig = figures.plot_block(MAPS, block=1, channel=4)
+    bars = next(ax.patches for ax in fig.axes if len(ax.patches) == 8)
+    assert [bar.get_height() for bar in bars] == pytest.approx(MAPS.channel_weights[1].tolist())
+    assert len({bar.get_facecolor() for bar in bars}) == 2 and bars[4].get_facecolor() != bars[3].get_facecolor()
+    assert any(np.array_equal(ax.images[0].get_array(), MAPS.x_att[1, :, :, 4]) for ax in fig.axes if ax.images)
+
+
+def test_a_sharp_start_does_not_flatten_the_energy():
+    run = [SimpleNamespace(**vars(GRAINS[0]) | {"energy": 90.0}), *GRAINS[1:]]
+    fig = figures.plot_coarsening(run)
+    assert fig.axes[0].get_ylim()[1] == pytest.approx(1.08 * 8) and "at time 0, sharp: 90" in words(fig)
 
 
 def test_boundaries_are_sorted_into_kept_lost_and_invented():

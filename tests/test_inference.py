@@ -32,6 +32,19 @@ def test_shape_and_dtype_are_kept(denoiser, shape, dtype):
     np.testing.assert_array_equal(image, before)
 
 
+def test_restoring_can_be_watched_and_stopped(denoiser):
+    grey, shares = picture((31, 45), np.float32), []
+    clean = denoiser.restore(grey, report=shares.append)
+    np.testing.assert_allclose(clean, denoiser.restore(grey), atol=1e-5)
+    assert shares == sorted(shares) and shares[0] > 0 and shares[-1] < 1 and len(shares) == 3  # two blocks, the end
+
+    def stop(share):
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        denoiser.restore(grey, report=stop)
+
+
 def test_matched_output_has_the_inputs_histogram(denoiser):
     image = picture((64, 64), np.uint8)
     np.testing.assert_allclose(np.sort(denoiser(image).ravel()), np.sort(image.ravel()), atol=2)

@@ -10,6 +10,7 @@ from mdn.phase_field import (
     STAGES,
     AllenCahn,
     coarsen,
+    coarsening,
     colour_grains,
     evolve,
     free_energy,
@@ -97,6 +98,12 @@ def test_growth_coarsens_and_time_zero_is_the_start():
     assert set(np.unique(end.labels)) <= set(np.unique(start.labels))
     assert end.labels.dtype == np.int32 and end.order.dtype == np.float32 and end.time == 120.0
     assert (grow(params, n_grains=40, time=0.0, key=KEY).labels == start.labels).all()
+
+
+def test_growth_comes_one_structure_at_a_time():
+    params = AllenCahn(shape=(48, 48))
+    run = coarsening(params, n_grains=6, times=[0.0, 4.0, 1e9], key=KEY)  # the last would take for ever
+    assert [next(run).time, next(run).time] == [0.0, 4.0]
 
 
 def test_time_does_not_depend_on_the_step():

@@ -1,8 +1,11 @@
-"""Demos: a control moves, its picture changes; a bad upload is told in the demo."""
+"""Demos: a control moves, its picture changes; long work can be stopped; a bad upload is told in the demo."""
 
 import asyncio
 import datetime
 import io
+import struct
+import time
+import zlib
 
 import ipywidgets
 import jax
@@ -11,12 +14,15 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from mdn import widgets
+from mdn import figures, widgets
+from mdn.defects import KINDS
 from mdn.inference import Denoiser
+from mdn.micrographs import Micrograph, read_micrograph, write_micrograph
 from mdn.network import DenoisingNetwork, NetworkConfig
 from mdn.training import TrainingConfig
 
 PNG = b"\x89PNG"
+RGB = (60 + 120 * np.random.default_rng(0).random((40, 60, 3))).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +31,17 @@ def denoiser():
 
 
 @pytest.fixture(scope="module")
-def denoising(denoiser):
-    return widgets.explore_denoising(denoiser)
+def growing():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(widgets, "CELLS", 112)
+        yield widgets.explore_phase_field()
+
+
+@pytest.fixture
+def denoising(denoiser, tmp_path, monkeypatch):
+    monkeypatch.delenv("MDN_MICROGRAPHS", raising=False)
+    image = Micrograph(pixels=np.random.default_rng(1).random((48, 64), np.float32), um_per_px=0.5)
+    return widgets.explore_denoising(denoiser, image, save_to=tmp_path)
 
 
 def changed(demo, name, value) -> list[bool]:
@@ -42,66 +57,240 @@ def upload(demo, name: str, content: bytes):
     demo.controls["upload"].value = (file,)
 
 
+def png(pixels) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def whole(demo) -> bool:
-    """Whether every picture is one, and a viewer without widgets gets the first."""
+    """Whether every picture is one, a viewer without widgets gets the first, and all can be found by class."""
     data = demo._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in data and data["image/png"] == bytes(demo.pictures[0].value)
-    return isinstance(demo, ipywidgets.Box) and all(bytes(picture.value).startswith(PNG) for picture in demo.pictures)
+    for number, picture in enumerate(demo.pictures):
+        assert bytes(picture.value).startswith(PNG) and f"mdn-picture-{number}" in picture._dom_classes
+    for name, control in demo.controls.items():
+        assert f"mdn-{name}" in control._dom_classes
+        assert control.description
+        assert not getattr(control, "continuous_update", False)  # sliders wait for the release
+    return isinstance(demo, ipywidgets.VBox) and "mdn-demo" in demo._dom_classes
 
 
-def test_phase_field():
-    demo = widgets.explore_phase_field()
+def test_phase_field(growing):
+    demo = growing
     assert whole(demo)
     assert changed(demo, "time", 100.0) == [True, True]
-    assert changed(demo, "n_grains", 20) == [True, True]
+    assert changed(demo, "n_grains", 50) == [True, True]
+    assert changed(demo, "kappa", 3.0) == [True, True]
+    demo.controls["play"].value = 3  # a tick of the play button
+    assert demo.controls["time"].value == demo.controls["time"].options[3]
+    before = bytes(demo.pictures[0].value)
+    demo.controls["n_grains"].value = 100  # too many for interfaces this wide
+    assert "n_grains must be" in demo.message.value and demo.pictures[0].value == before
+    demo.controls["n_grains"].value = 50
+    assert demo.message.value == ""
 
 
-def test_blend():
+def test_the_parabolic_law_is_that_of_the_grains(growing, monkeypatch):
+    drawn = {}
+    plot = figures.plot_coarsening
+    monkeypatch.setattr(
+        figures, "plot_coarsening", lambda run, **look: drawn.update(look, run=run) or plot(run, **look)
+    )
+    growing.controls["time"].value = 150.0
+    start, rate, since, until = drawn["law"]
+    assert drawn["run"][drawn["now"]].time == 150 and (since, until) == (100, 200)
+    area = [start + rate * grains.time - grains.labels.size / grains.n_grains for grains in drawn["run"][10:]]
+    assert rate > 0 and abs(np.mean(area)) < 1e-6 * start
+
+
+def test_long_work_shows_how_far_it_is_and_stops(growing):
+    demo, seen = growing, []
+    before, shown = bytes(demo.pictures[0].value), demo.progress.layout.visibility
+
+    def press(change):
+        seen.append((change["new"], demo.progress.text.value))
+        if len(seen) == 2:
+            demo.progress.stop.click()
+            assert "stopping" in demo.progress.text.value
+
+    demo.progress.bar.observe(press, "value")
+    try:
+        demo.controls["n_grains"].value = 40
+    finally:
+        demo.progress.bar.unobserve(press, "value")
+    assert len(seen) == 2 and 0 < seen[-1][0] < 0.2
+    assert "Stopped" in demo.message.value and demo.pictures[0].value == before
+    assert shown == demo.progress.layout.visibility == "hidden"
+    assert changed(demo, "time", 190.0) == [True, True]  # and goes on from there
+    assert demo.message.value == ""
+
+
+def test_in_a_notebook_the_work_is_done_in_a_thread_with_the_last_values(denoising):
+    demo = denoising
+    demo.threaded = True
+    before = bytes(demo.pictures[0].value)
+    for position in (0.1, 0.2, 0.9):
+        demo.controls["position"].value = position
+    end = time.monotonic() + 60
+    while demo._busy and time.monotonic() < end:
+        time.sleep(0.01)
+    threaded = bytes(demo.pictures[0].value)
+    demo.threaded = False
+    demo.controls["position"].value = 0.5
+    assert demo.pictures[0].value == before
+    demo.controls["position"].value = 0.9
+    assert demo.pictures[0].value == threaded != before
+
+
+def test_blend(monkeypatch):
+    monkeypatch.delenv("MDN_MICROGRAPHS", raising=False)
     demo = widgets.explore_blend(np.linspace(0, 1, 100 * 80, dtype=np.float32).reshape(100, 80))
-    assert whole(demo) and demo.controls["micrograph"].value == "given"
+    assert whole(demo) and demo.controls["micrograph"].value == "given" and set(KINDS) < set(demo.controls)
     assert changed(demo, "magnitude", 0.3) == [True]
-    assert changed(demo, "deep_scratch", 1.0) == [True]
     assert changed(demo, "micrograph", "stand-in, twinned") == [True]
+    for kind in KINDS:
+        assert changed(demo, kind, 0.9) == [True], kind
 
 
 def test_denoising(denoising):
     demo = denoising
     assert whole(demo)
-    assert changed(demo, "position", 0.2) == [True, False]  # the removed part does not follow the swipe
-    assert changed(demo, "match", False) == [True, True]
-    assert changed(demo, "micrograph", "stand-in, textured") == [True, True]
+    assert changed(demo, "position", 0.2) == [True, False, False, False]  # only the swipe
+    assert changed(demo, "match", False)[:2] == [True, True]
+    assert changed(demo, "micrograph", "stand-in, textured") == [True] * 4
+
+
+def test_the_swipe_and_the_histogram_need_no_pass_through_the_network(denoising, monkeypatch):
+    monkeypatch.setattr(Denoiser, "restore", None)
+    assert changed(denoising, "position", 0.9)[0] and changed(denoising, "match", False)[0]
+    assert denoising.message.value == ""
+
+
+def test_projector_size(denoising):
+    def width():
+        return Image.open(io.BytesIO(denoising.pictures[0].value)).width
+
+    usual = width()
+    assert changed(denoising, "projector", True) == [True] * 4
+    assert width() == pytest.approx(1.5 * usual, abs=2) and "mdn-large" in denoising._dom_classes
+    denoising.controls["projector"].value = False
+    assert width() == usual and "mdn-large" not in denoising._dom_classes
+
+
+def test_boundaries_are_held_against_the_truth_where_it_is_known(denoising, monkeypatch):
+    drawn = []
+    plot = figures.plot_boundaries
+    monkeypatch.setattr(figures, "plot_boundaries", lambda *a, **k: drawn.append((a, k)) or plot(*a, **k))
+    denoising.controls["micrograph"].value = "simulated, truth known"
+    ((_, before, truth), look), ((_, after, same), _) = drawn
+    assert truth.any() and (truth == same).all() and (before != after).any() and "F = " in look["title"]
+    denoising.controls["micrograph"].value = "stand-in, etched"
+    assert len(drawn[-1][0]) == 2 and drawn[-1][1]["title"] == "boundaries found, after"
+
+
+def test_grain_size_needs_a_calibration(denoising):
+    demo = denoising
+    demo.controls["micrograph"].value = "stand-in, etched"
+    assert "no calibration" in demo.reports[0].value and "ASTM" not in demo.reports[0].value
+    demo.controls["um_per_px"].value = 0.5
+    text = demo.reports[0].value
+    assert text.count("ASTM G") == 2 and text.count("95 %: ") >= 2 and "before" in text and "after" in text
+    assert "Caution: " in text
+    demo.controls["um_per_px"].value = 1.0  # twice as large: two numbers lower
+    g, lower = (float(t.split("ASTM G ")[1].split()[0]) for t in (text, demo.reports[0].value))
+    assert g - lower == pytest.approx(2, abs=0.11)
+    demo.controls["micrograph"].value = "given"
+    assert demo.controls["um_per_px"].value == 0.5  # its own
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_saving_keeps_dtype_colour_and_calibration(denoising, tmp_path, denoiser, dtype):
+    demo, pixels = denoising, RGB.astype(dtype) * (257 if dtype == np.uint16 else 1)
+    pixels = pixels / np.float32(255) if dtype == np.float32 else pixels
+    write_micrograph(tmp_path / "mine.tif", pixels, like=Micrograph(pixels=pixels, um_per_px=0.25))
+    upload(demo, "mine.tif", (tmp_path / "mine.tif").read_bytes())
+    assert demo.controls["um_per_px"].value == 0.25
+    demo.controls["save"].click()
+    saved = read_micrograph(tmp_path / "mine_denoised.tif")
+    assert f"{tmp_path / 'mine_denoised.tif'}" in demo.message.value
+    assert saved.pixels.dtype == dtype and saved.pixels.shape == RGB.shape and saved.um_per_px == 0.25
+    np.testing.assert_allclose(saved.pixels, denoiser(pixels), atol=1 if dtype != np.float32 else 1e-5)
+
+    demo.controls["match"].value, demo.controls["um_per_px"].value = False, 2.0
+    demo.controls["save"].click()  # never over another file
+    again = read_micrograph(tmp_path / "mine_denoised_2.tif")
+    assert again.um_per_px == 2.0 and (again.pixels != saved.pixels).any()
+    assert (read_micrograph(tmp_path / "mine_denoised.tif").pixels == saved.pixels).all()
+
+
+def test_all_of_a_large_micrograph_is_saved(denoiser, tmp_path, monkeypatch):
+    monkeypatch.setattr(widgets, "LARGEST", 32)
+    demo = widgets.explore_denoising(denoiser, RGB[..., 0], save_to=tmp_path / "new")
+    assert "middle 32 px of 60 × 40" in demo.reports[0].value
+    demo.controls["save"].click()
+    assert read_micrograph(tmp_path / "new" / "given_denoised.tif").pixels.shape == (40, 60)
+    assert "without a calibration" in demo.message.value
 
 
 def test_attention(denoiser):
     demo = widgets.explore_attention(denoiser)
     assert whole(demo)
-    assert demo.controls["block"].max == 2
-    assert changed(demo, "block", 2) == [True]
+    assert demo.controls["block"].max == 2 and demo.controls["channel"].max == 4
+    assert changed(demo, "block", 2) == [True, False]
+    assert changed(demo, "channel", 3) == [True, False]
+    assert changed(demo, "micrograph", "stand-in, textured") == [True, True]
 
 
-def test_sliders_wait_for_the_release(denoising):
-    for control in denoising.controls.values():
-        assert not getattr(control, "continuous_update", False)
+def test_real_micrographs_are_offered_where_the_folder_has_them(denoising, denoiser, tmp_path, monkeypatch):
+    assert "iron_nital" not in denoising.controls["micrograph"].options
+    monkeypatch.setenv("MDN_MICROGRAPHS", str(tmp_path))
+    (tmp_path / "iron_nital.jpg").write_bytes(b"other bytes")
+    demo = widgets.explore_denoising(denoiser, RGB)
+    offered = demo.controls["micrograph"].options
+    assert "iron_nital" in offered and "steel_nist" not in offered
+    before = bytes(demo.pictures[0].value)
+    demo.controls["micrograph"].value = "iron_nital"
+    assert "sha256" in demo.message.value and demo.pictures[0].value == before
 
 
-def test_upload(denoising):
-    demo = denoising
-    first = bytes(demo.pictures[0].value)
-    upload(demo, "notes.txt", b"no <i>image</i> at all")
-    assert "notes.txt: " in demo.message.value and "accepted: TIFF" in demo.message.value
-    assert "/tmp" not in demo.message.value and demo.pictures[0].value == first
+def huge() -> bytes:
+    """A PNG of a few bytes that claims 10^10 pixels."""
 
-    buffer = io.BytesIO()
-    Image.fromarray((255 * np.random.default_rng(0).random((40, 60, 3))).astype(np.uint8)).save(buffer, "PNG")
-    upload(demo, "mine.png", buffer.getvalue())
-    assert demo.controls["micrograph"].value == "mine.png" and demo.message.value == ""
-    assert demo.pictures[0].value != first
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    again = bytes(demo.pictures[0].value)
-    buffer = io.BytesIO()
-    Image.fromarray(np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))).save(buffer, "PNG")
-    upload(demo, "mine.png", buffer.getvalue())  # another file of the same name
-    assert demo.pictures[0].value != again
+    head = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"0")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("notes.txt", b"no <i>image</i> at all", "accepted: TIFF"),
+        ("broken.png", png(RGB)[:300], "accepted: TIFF"),
+        ("empty.tif", b"", "accepted: TIFF"),
+        ("huge.png", huge(), "exceeds limit"),
+        ("large.png", png(np.zeros((60, 60), np.uint8)), "60 × 60 px; accepted"),
+    ],
+)
+def test_an_upload_that_is_no_image_says_so(denoising, monkeypatch, name, content, reason):
+    monkeypatch.setattr(widgets, "MOST", 3000)
+    first = bytes(denoising.pictures[0].value)
+    upload(denoising, name, content)
+    assert f"{name}: " in denoising.message.value and reason in denoising.message.value
+    assert "/tmp" not in denoising.message.value and denoising.pictures[0].value == first
+    upload(denoising, "mine.png", png(RGB))
+    assert denoising.controls["micrograph"].value == "mine.png" and denoising.message.value == ""
+    assert denoising.pictures[0].value != first
+
+
+def test_two_uploads_of_one_name(denoising):
+    upload(denoising, "mine.png", png(RGB))
+    first = bytes(denoising.pictures[0].value)
+    upload(denoising, "mine.png", png(255 - RGB))
+    assert denoising.pictures[0].value != first
+    assert {"mine.png", "mine.png again"} < set(denoising.controls["micrograph"].options)
 
 
 def test_a_training_is_watched_and_stopped(monkeypatch):
