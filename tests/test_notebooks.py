@@ -104,3 +104,10 @@ def test_run_leaves_a_page_a_figure_and_finite_numbers(smoke, name):
     assert set(result["captions"]) == set(written)
     for caption in result["captions"].values():
         assert re.search("real|stand-in|simulated|network", caption), caption
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("03")])
+def test_a_demo_leaves_a_picture_where_there_is_no_front_end(smoke, name):
+    cells = [c for c in code(nbformat.read(smoke / f"{name}.ipynb", as_version=4)) if "mdn.widgets.explore" in c.source]
+    shown = [output.get("data", {}) for cell in cells for output in cell.outputs]
+    assert any("image/png" in data and "application/vnd.jupyter.widget-view+json" in data for data in shown)
