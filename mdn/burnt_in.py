@@ -37,8 +37,9 @@ def scale_bar_mask(image: ArrayLike) -> Bool[np.ndarray, "h w"]:
     mask = np.zeros(image.shape[:2], bool)
     for plane in planes:
         for extreme in (plane, 1 - plane):
-            mask |= _strips(extreme)
-            for box in (box for level in LEVELS for box in _bars(extreme, level)):
+            strips = _strips(extreme)
+            mask |= strips
+            for box in (box for level in LEVELS for box in _bars(np.where(strips, 0, extreme), level)):
                 mask[box] = True
     return mask
 
@@ -82,16 +83,15 @@ def _bars(extreme: np.ndarray, level: float) -> Iterator[tuple[slice, slice]]:
 
 def _with_label(extreme: np.ndarray, bar: tuple[slice, slice], grey: float) -> tuple[slice, slice]:
     """The box of a bar and of what belongs to it: ticks, the letters beside it, the panel that it stands on."""
-    reach, w = (bar[1].stop - bar[1].start) // 2, extreme.shape
-    top, left = max(0, bar[0].start - reach), max(0, bar[1].start - reach)
-    window = extreme[top : bar[0].stop + reach, left : bar[1].stop + reach]
+    w, shape = bar[1].stop - bar[1].start, extreme.shape
+    top, left = max(0, bar[0].start - int(0.35 * w)), max(0, bar[1].start - w // 8)
+    window = extreme[top : bar[0].stop + int(0.35 * w), left : bar[1].stop + w // 8]
     boxes = [(bar[0].start - top, bar[0].stop - top, bar[1].start - left, bar[1].stop - left)]
     panel = window <= 1 - EXTREME
     beside = panel[min(boxes[0][1] + GAP, len(panel) - 1), boxes[0][2] : boxes[0][3]]
-    letters = window >= grey - 0.15  # JPEG greys thin letters
-    if letters.mean() > 0.15:  # but so is the metal: then only what is as extreme as the bar
-        letters = window >= min(EXTREME, grey - 0.03)
-    for kind in (letters, *([panel] if beside.mean() > 0.9 else [])):
+    looks = (window >= grey - 0.15, window >= min(EXTREME, grey - 0.03))  # JPEG greys thin letters
+    few = [letters for letters in looks if letters.mean() <= 0.2]  # or the metal is as bright: no telling it apart
+    for kind in (*few[:1], *([panel] if beside.mean() > 0.9 else [])):
         parts, _ = ndimage.label(kind, np.ones((3, 3)))
         for rows, columns in ndimage.find_objects(parts):
             whole = rows.start > 0 and columns.start > 0
@@ -99,8 +99,8 @@ def _with_label(extreme: np.ndarray, bar: tuple[slice, slice], grey: float) -> t
             if whole and (rows.stop - rows.start) * (columns.stop - columns.start) >= 4:
                 boxes.append((rows.start, rows.stop, columns.start, columns.stop))
     first, last = np.min(boxes, 0), np.max(boxes, 0)
-    rows = slice(max(0, top + int(first[0]) - GAP), min(w[0], top + int(last[1]) + GAP))
-    return rows, slice(max(0, left + int(first[2]) - GAP), min(w[1], left + int(last[3]) + GAP))
+    rows = slice(max(0, top + int(first[0]) - GAP), min(shape[0], top + int(last[1]) + GAP))
+    return rows, slice(max(0, left + int(first[2]) - GAP), min(shape[1], left + int(last[3]) + GAP))
 
 
 def free_field(mask: Bool[np.ndarray, "h w"]) -> tuple[slice, slice]:
