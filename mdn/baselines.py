@@ -44,7 +44,7 @@ from mdn.metrics import (
     image_scores,
     restored_share,
 )
-from mdn.network import stretch
+from mdn.network import stretch, write_whole
 
 Number = float | int
 Parameter = Number | tuple[Number, ...]

@@ -282,8 +282,8 @@ def write_micrograph(path: str | os.PathLike, pixels: np.ndarray, like: Microgra
 
     Written beside its place and renamed, so that no half-written file stands there or is left beside it. TIFF
     keeps calibration, description, software and date; PNG calibration and texts; JPEG (quality 95) no
-    calibration. bool becomes 0 and 255. ValueError for another suffix, or a dtype that the format has no place for; OSError naming the
-    file where the disk is full or takes no files.
+    calibration. bool becomes 0 and 255. ValueError for another suffix, or a dtype that the format has no place
+    for; OSError naming the file where the disk is full or takes no files.
     """
     path, pixels = Path(path), check_image(pixels, "pixels")
     pixels = from_float(pixels, np.uint8) if pixels.dtype == np.bool_ else pixels
