@@ -228,7 +228,8 @@ def _check_tiff(tif: tifffile.TiffFile, page: tifffile.TiffPage, max_bytes: int)
         while not inflate.eof and packed:
             unpacked += len(inflate.decompress(packed, 1 << 24))
             packed = inflate.unconsumed_tail
-            _check_size(unpacked, max(segment, 1 << 24))
+            if unpacked > max(segment, 1 << 24):
+                raise ValueError("a strip or tile that unpacks to more than its size")
 
 
 def _tiff_calibration(tif: tifffile.TiffFile, page: tifffile.TiffPage) -> float | None:

@@ -47,7 +47,9 @@ def originals(kind: str) -> list[bytes]:
             tiff(grey.astype(np.float32) - 9, imagej=True, resolution=(4, 4), metadata={"unit": "um"}),
             tiff(colour, photometric="rgb", compression="zlib", rowsperstrip=4),
             tiff(wide, tile=(16, 16), compression="zlib", predictor=True, bigtiff=True),
-            tiff(np.stack([grey, grey]), ome=True, metadata={"axes": "ZYX", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}),
+            tiff(
+                np.stack([grey, grey]), ome=True, metadata={"axes": "ZYX", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}
+            ),
             tiff(colour.transpose(2, 0, 1), photometric="rgb", planarconfig="separate"),
             pillow(rgb.convert("P"), format="TIFF", compression="tiff_lzw"),
             pillow(rgb.convert("CMYK"), format="TIFF"),
