@@ -445,12 +445,12 @@ def _read(path: str | Path, split: str, name: str) -> np.ndarray:
     """The whole of an array; where that fails, a ValueError that names the chunk."""
     try:
         array = _open(path, "r")[split][name]
-    except KeyError as error:
-        raise ValueError(f"{Path(path) / split / name}: no such array; make it with mdn.make_dataset") from error
+    except Exception as error:
+        raise ValueError(f"{Path(path) / split / name} is no array that can be read ({error}); make it anew") from error
     try:
         return array[:]
     except Exception as error:  # each codec raises its own kind
-        for i in range(len(array)):
+        for i in range(array.shape[0]):
             try:
                 array[i]
             except Exception as error:

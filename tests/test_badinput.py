@@ -165,7 +165,7 @@ def test_sizes_values_and_layouts_as_the_docstring_says(tmp_path):
 @pytest.mark.parametrize("suffix", ["png", "tif", "jpg"])
 def test_alpha_is_dropped_palette_and_cmyk_become_rgb(tmp_path, suffix):
     path, colour = tmp_path / f"a.{suffix}", np.zeros((16, 16, 3), np.uint8)
-    colour[:8], colour[8:] = (200, 0, 0), (0, 0, 200)
+    colour[:8], colour[8:] = (255, 0, 0), (0, 0, 255)
     rgb = Image.fromarray(colour)
     clear = rgb.copy()
     clear.putalpha(0)
