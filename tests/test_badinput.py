@@ -226,6 +226,16 @@ def test_a_strip_that_unpacks_to_gigabytes_is_refused(tmp_path):
         read_micrograph(tmp_path / "a.tif")
 
 
+def test_a_strip_that_is_not_there_is_not_filled_in_with_black(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.full((16, 16), 9, np.uint8), rowsperstrip=4, compression="zlib")
+    with tifffile.TiffFile(path, mode="r+") as file:
+        tag = file.pages[0].tags["StripByteCounts"]
+        tag.overwrite([*tag.value[:3], 0])
+    with pytest.raises(ValueError, match=r"a\.tif.*strips are missing"):
+        read_micrograph(path)
+
+
 def test_xml_that_grows_without_end_is_refused(tmp_path):
     entities = "".join(f'<!ENTITY e{i} "{f"&e{i - 1};" * 10}">' for i in range(1, 12))
     xml = f'<?xml version="1.0"?><!DOCTYPE OME [<!ENTITY e0 "mdn">{entities}]><OME>&e11;</OME>'
