@@ -326,8 +326,8 @@ def stop_at(step):
 
 
 def chunk_of(step: Path) -> Path:
-    """The largest file of a checkpoint: the arrays."""
-    return max((path for path in step.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    """The largest file of a checkpoint that holds arrays (the folder d of TensorStore's OCDBT)."""
+    return max((path for path in step.rglob("d/*") if path.is_file()), key=lambda path: path.stat().st_size)
 
 
 def damage(path: Path, how: str) -> None:
