@@ -44,7 +44,7 @@ from mdn.metrics import (
     image_scores,
     restored_share,
 )
-from mdn.network import stretch
+from mdn.network import stretch, write_whole
 
 Number = float | int
 Parameter = Number | tuple[Number, ...]
@@ -296,10 +296,7 @@ def save_dncnn(path: str | Path, model: DnCNN) -> None:
     """Write a DnCNN's parameters, batch-norm statistics and size as safetensors, whole or not at all."""
     state = nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat)))
     tensors = {".".join(map(str, name)): np.asarray(leaf[...], np.float32) for name, leaf in state}
-    path = Path(path)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(save(tensors, {"dncnn": json.dumps({"width": model.width, "depth": model.depth})}))
-    temporary.replace(path)
+    write_whole(Path(path), save(tensors, {"dncnn": json.dumps({"width": model.width, "depth": model.depth})}))
 
 
 def load_dncnn(path: str | Path) -> DnCNN:

@@ -15,7 +15,6 @@ import hashlib
 import io
 import json
 import os
-import uuid
 from collections.abc import Iterator, Sequence
 from numbers import Real
 from pathlib import Path
@@ -33,6 +32,7 @@ from mdn.grains import grain_size, segment_grains
 from mdn.inference import Denoiser
 from mdn.metrics import label_boundaries
 from mdn.micrographs import SUFFIXES, Micrograph, grey_range, luminance, read_micrograph, write_micrograph
+from mdn.network import write_whole
 from mdn.uncertainty import familiarity, uncertainty_map
 
 SHAPES_KEPT = 8  # compiled networks: each shape has its own, and a folder may hold many
@@ -276,13 +276,3 @@ def _read_record(path: Path) -> dict:
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) and "status" in record else {}
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file beside its place, then rename it: no half-written one ever stands there."""
-    part = path.with_name(f".{uuid.uuid4().hex}.part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

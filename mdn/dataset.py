@@ -12,6 +12,7 @@ import json
 import math
 import multiprocessing
 import os
+import warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -20,6 +21,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import zarr
+import zarr.codecs
 from jaxtyping import Array, Bool, Float, Int, UInt16
 from skimage.transform import resize
 from tqdm.auto import tqdm
@@ -35,6 +37,7 @@ REFERENCES = ("iron_nital", "brass_c2600_200x")
 OWN_SPLITS = ("train", "train", "validation", "train", "test")  # of a folder's micrographs, in turn
 STAND_IN_SHAPE = (512, 512)
 RESOLVED = 25.0  # cells across a grain: an interface is about five wide
+COMPRESSORS = (zarr.codecs.ZstdCodec(), zarr.codecs.Crc32cCodec())  # a chunk that was altered is not read
 ZOOM = (0.6, 2.0)  # of the varied pairs' references
 PARTS = {  # of a recipe: what is changed to leave it out
     "blend": lambda recipe: {"magnitude": 0.0, "match": False},
@@ -323,7 +326,7 @@ def make_dataset(
         provenance = "your own"
         pixels = b"".join(image.tobytes() for split in SPLITS for image in references[split][0].images)
         wanted["micrographs"] = hashlib.sha256(pixels).hexdigest()
-    root = zarr.open_group(str(path), mode="a")
+    root = _open(path, "a")
     if "config" in root.attrs and root.attrs["config"] != wanted:
         held = dict(root.attrs["config"])
         odd = [
@@ -335,7 +338,8 @@ def make_dataset(
     root.attrs["config"] = wanted
     counts, tasks = config.counts(), []
     for split, runs in config.runs().items():
-        done = _create(root, split, counts[split], config.shape, _names(references[split]))["done"][:]
+        _create(root, split, counts[split], config.shape, _names(references[split]))
+        done = _read(path, split, "done")
         for offset, run in enumerate(runs):
             todo = [i for i in range(offset, counts[split], len(runs)) if not done[i]]
             tasks += [(split, run, todo)] * bool(todo)
@@ -389,7 +393,7 @@ def _make_run(
     """All pairs of one run that are still to be made; how many they were."""
     split, run, todo = task
     references = references or _all_references(config, folder)
-    group, grains = zarr.open_group(path, mode="a")[split], _grown(config, run, grown)
+    group, grains = _open(path, "a")[split], _grown(config, run, grown)
     for i in todo:
         key = jax.random.fold_in(jax.random.key(config.seed), 1 + SPLITS.index(split) + 3 * i)
         _write(group, i, {"run": run, **_make(config, grains, references[split], key=key)})
@@ -401,16 +405,24 @@ def _grown(config: DatasetConfig, run: int, folder: str | Path | None) -> Grains
     what = json.dumps([config.seed, config.shape, config.diameter, config.time])
     name = f"{hashlib.sha256(what.encode()).hexdigest()[:8]}-{run:05d}.npz"
     if folder is not None and (Path(folder) / name).exists():
-        with np.load(Path(folder) / name) as kept:
-            return Grains(kept["labels"], kept["order"].astype(np.float32), *kept["scalars"].tolist())
+        try:
+            with np.load(Path(folder) / name, allow_pickle=False) as kept:
+                return Grains(kept["labels"], kept["order"].astype(np.float32), *kept["scalars"].tolist())
+        except Exception as error:  # a zip of arrays has its own checksums; what fails them is grown again
+            warnings.warn(f"{Path(folder) / name} is damaged ({error}); grown anew", stacklevel=2)
     grains = grow_run(config, run)
     order = grains.order.astype(np.float16)  # within 5e-4, whether kept or not
     if folder is not None:
         Path(folder).mkdir(parents=True, exist_ok=True)
         part = Path(folder) / f"{name}.{os.getpid()}.part"
-        with part.open("wb") as file:
-            np.savez_compressed(file, labels=grains.labels, order=order, scalars=[grains.time, grains.energy])
-        part.replace(Path(folder) / name)
+        try:
+            with part.open("wb") as file:
+                np.savez_compressed(file, labels=grains.labels, order=order, scalars=[grains.time, grains.energy])
+            part.replace(Path(folder) / name)
+        except OSError as error:
+            raise OSError(error.errno, f"{Path(folder) / name} is not written: {error.strerror or error}") from error
+        finally:
+            part.unlink(missing_ok=True)
     return Grains(grains.labels, order.astype(np.float32), grains.time, grains.energy)
 
 
@@ -431,34 +443,66 @@ def _make(config: DatasetConfig, grains: Grains, references: tuple[References, R
     return {name: getattr(pair, name) for name in FIELDS} | {"source": source, "box": box, "varied": varied}
 
 
-def _create(root: zarr.Group, split: str, n: int, shape: tuple[int, int], sources: tuple[str, ...]) -> zarr.Group:
+def _create(root: zarr.Group, split: str, n: int, shape: tuple[int, int], sources: tuple[str, ...]) -> None:
     group = root.require_group(split)
     group.attrs["sources"] = list(sources)
     arrays = {name: (dtype, shape) for name, dtype in FIELDS.items()} | FACTS | {"done": ("bool", ())}
     for name, (dtype, one) in arrays.items():
-        group.require_array(name, shape=(n, *one), chunks=(1, *one), dtype=dtype)
-    return group
+        group.require_array(name, shape=(n, *one), chunks=(1, *one), dtype=dtype, compressors=COMPRESSORS)
 
 
 def _write(group: zarr.Group, i: int, pair: dict) -> None:
-    for name, value in pair.items():
-        group[name][i] = value
-    group["done"][i] = True  # last: a pair cut short is made again
+    try:
+        for name, value in pair.items():
+            group[name][i] = value
+        group["done"][i] = True  # last: a pair cut short is made again
+    except OSError as error:  # a full disk does not say which file it was
+        raise OSError(
+            error.errno, f"pair {i} of {group.store_path} is not written: {error.strerror or error}"
+        ) from error
+
+
+def _open(path: str | Path, mode: str) -> zarr.Group:
+    """Version 3 alone: a store of version 2 may ask for the codec that unpickles."""
+    try:
+        return zarr.open_group(str(path), mode=mode, zarr_format=3)
+    except OSError as error:
+        raise type(error)(error.errno, f"{path} is not opened: {error.strerror or error}") from error
+    except Exception as error:
+        raise ValueError(f"{path} is no dataset that can be read ({error}); make it with mdn.make_dataset") from error
+
+
+def _read(path: str | Path, split: str, name: str) -> np.ndarray:
+    """The whole of an array; where that fails, a ValueError that names the chunk."""
+    try:
+        array = _open(path, "r")[split][name]
+    except Exception as error:
+        raise ValueError(f"{Path(path) / split / name} is no array that can be read ({error}); make it anew") from error
+    try:
+        return array[:]
+    except Exception as error:  # each codec raises its own kind
+        for i in range(array.shape[0]):
+            try:
+                array[i]
+            except Exception as error:
+                chunk = Path(path) / split / name / "c" / "/".join(map(str, (i, *(0 for _ in array.shape[1:]))))
+                raise ValueError(f"{chunk} is damaged ({error}); remove {path} and make it anew") from error
+        raise ValueError(f"{Path(path) / split / name} cannot be read ({error})") from error
 
 
 def load_pairs(path: str | Path, split: str) -> Pairs:
     """Read one split of a dataset into memory.
 
     Raises:
-        ValueError: for an unknown split, or a dataset that is not there or not finished.
+        ValueError: for an unknown split, a dataset that is not there or not finished, or a damaged chunk, by name.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
     if not (Path(path) / split).is_dir():
         raise ValueError(f"{path} holds no dataset with a split {split!r}; make it with mdn.make_dataset")
-    group = zarr.open_group(str(path), mode="r")[split]
-    if not group["done"][:].all():
-        raise ValueError(f"{path} is not finished: {int((~group['done'][:]).sum())} pairs of {split!r} are missing")
-    arrays = {name: group[name][:] for name in (*FIELDS, *FACTS)}
+    done = _read(path, split, "done")
+    if not done.all():
+        raise ValueError(f"{path} is not finished: {int((~done).sum())} pairs of {split!r} are missing")
+    arrays = {name: _read(path, split, name) for name in (*FIELDS, *FACTS)}
     arrays |= {name: arrays[name].astype(np.float32) for name in ("noisy", "clean")}
-    return Pairs(**arrays, sources=tuple(group.attrs["sources"]))
+    return Pairs(**arrays, sources=tuple(_open(path, "r")[split].attrs["sources"]))

@@ -59,8 +59,13 @@ class Denoiser:
     def __call__(self, image: ArrayLike, *, match_histogram: bool = True) -> np.ndarray:
         """Denoise a micrograph.
 
+        Any size from 1 x 1 up, strips too. A constant image comes back as it is where the histogram is matched.
+        12 bits in 16 stay within their range: the image's own grey range is what the network sees. Floats within
+        [0, 1] are taken as they are; others, negative ones too, on their own range, which the result keeps.
+        Either byte order is taken and the machine's returned; a memory map is read and never written to.
+
         Args:
-            image: [H, W] or [H, W, 3] of any size; bool, uint8, uint16 or float.
+            image: [H, W] or [H, W, 3]; bool, uint8, uint16 or float of 16 to 64 bits.
             match_histogram: whether the result takes the input's grey levels (Section III.b); without, the
                 network's own [0, 1] scaled to the dtype.
 
@@ -107,8 +112,15 @@ def load_denoiser(path: str | Path | None = None) -> Denoiser:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it holds no weights of this network.
+        ValueError: naming file and cause, if it holds no weights of this network or is damaged.
     """
     path = Path(path) if path is not None else SHIPPED
-    metadata = read_metadata(path) if path.is_file() else {}
-    return Denoiser(load_weights(path), {k: json.loads(v) if v[:1] in "{[" else v for k, v in metadata.items()})
+    return Denoiser(load_weights(path), {name: _parsed(text) for name, text in read_metadata(path).items()})
+
+
+def _parsed(text: str):
+    """JSON where an entry of the header looks like it, text otherwise."""
+    try:
+        return json.loads(text) if text.startswith(("{", "[")) else text
+    except (ValueError, RecursionError):
+        return text

@@ -1,7 +1,6 @@
 """Real micrographs (App. B, Fig. 1f): image files with their calibration, and the registry of references.
 
-Grey is [H, W], colour [H, W, 3], rows first. Of a TIFF with many pages the first is read; palette and CMYK
-become RGB; alpha is dropped. Makers' private tags are not carried over.
+Grey is [H, W], colour [H, W, 3], rows first. Makers' private tags are not carried over.
 """
 
 from __future__ import annotations
@@ -9,12 +8,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import math
 import os
 import time
 import tomllib
 import uuid
+import warnings
 import xml.etree.ElementTree as ElementTree
+import zlib
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import urljoin
 
 import numpy as np
 import pooch
@@ -43,6 +47,7 @@ UNIT_UM = {
 }
 COARSEST_UM = 10.0  # a resolution coarser than this is a screen's or a printer's, no microscope's
 SPLITS = {"train": (0.0, 0.5), "validation": (0.5, 0.75), "test": (0.75, 1.0)}
+MAX_BYTES = 400_000_000  # decoded; reading takes some five times that at its worst (Pillow, in colour)
 KEPT_TAGS = ("Software", "DateTime", "XResolution", "YResolution", "ResolutionUnit")
 REC_601 = np.array([0.299, 0.587, 0.114], np.float32)
 
@@ -59,17 +64,17 @@ class Micrograph:
 def check_image(image, name: str = "image", color: bool = True) -> np.ndarray:
     """Return `image` as an array if it is one that mdn takes, else raise a ValueError that says why not.
 
-    Taken: [H, W], or [H, W, 3] where `color`; bool, uint8, uint16 or float; not empty; finite.
+    Taken: [H, W], or [H, W, 3] where `color`; bool, uint8, uint16 or float of 16 to 64 bits; not empty; finite.
     """
     taken = "[H, W] or [H, W, 3]" if color else "[H, W]"
-    taken = f"accepted: {taken}, not empty, finite, of dtype bool, uint8, uint16 or float"
+    taken = f"accepted: {taken}, not empty, finite, of dtype bool, uint8, uint16 or float of 16 to 64 bits"
     try:
         image = np.asarray(image)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: {type(image).__name__} is no array ({error}); {taken}") from None
     image = image.astype(image.dtype.newbyteorder("="), copy=False)
     given = f"{name}: shape {image.shape}, dtype {image.dtype}"
-    if image.dtype not in (np.bool_, np.uint8, np.uint16) and not np.issubdtype(image.dtype, np.floating):
+    if image.dtype not in (np.bool_, np.uint8, np.uint16, np.float16, np.float32, np.float64):
         raise ValueError(f"{given}; {taken}")
     if not (image.ndim == 2 or (color and image.ndim == 3 and image.shape[-1] == 3)) or image.size == 0:
         raise ValueError(f"{given}; {taken}")
@@ -90,7 +95,8 @@ def to_float(pixels: np.ndarray) -> np.ndarray:
     """float32 in [0, 1]: (p - black) / (white - black), black and white as in `grey_range`."""
     pixels = check_image(pixels, "pixels")
     black, white = grey_range(pixels)
-    scaled = (pixels.astype(np.float64) - black) / ((white - black) or 1.0)
+    unit = 0.25 if white / 4 - black / 4 > 1e307 else 1.0  # white - black would be infinite
+    scaled = (pixels.astype(np.float64) * unit - black * unit) / ((white * unit - black * unit) or 1.0)
     return scaled.astype(np.float32)
 
 
@@ -101,8 +107,8 @@ def from_float(image: np.ndarray, dtype, grey_range: tuple[float, float] = (0.0,
         return np.asarray(image) >= 0.5
     if np.issubdtype(dtype, np.unsignedinteger):
         return np.rint(np.clip(image, 0, 1).astype(np.float64) * np.iinfo(dtype).max).astype(dtype)
-    black, white = grey_range
-    return (black + np.clip(image, 0, 1).astype(np.float64) * (white - black)).astype(dtype)
+    (black, white), image = grey_range, np.clip(image, 0, 1).astype(np.float64)
+    return (black * (1 - image) + white * image).astype(dtype)  # white - black may be infinite
 
 
 def luminance(pixels: np.ndarray) -> np.ndarray:
@@ -116,36 +122,71 @@ def with_luminance(rgb: Float[np.ndarray, "h w 3"], new: Float[np.ndarray, "h w"
     return np.clip(rgb + (new - rgb @ REC_601)[..., None], 0, 1).astype(np.float32)
 
 
-def read_micrograph(path: str | os.PathLike) -> Micrograph:
+def read_micrograph(path: str | os.PathLike, *, max_bytes: int = MAX_BYTES) -> Micrograph:
     """Read a TIFF, PNG or JPEG with its calibration.
 
     um per pixel: from an ImageJ or OME unit of length, else from a resolution per inch, cm or metre of at
     most 10 um per pixel (72, 96 or 300 dpi say nothing of a microscope); None if the two sides differ.
-    Raises ValueError for a file that is no such image, FileNotFoundError where there is none.
+
+    Any size from 1 x 1 up. Of many pages the first; palette, YCbCr and CMYK become RGB; alpha is dropped, not
+    blended. 12 bits in 16 stay the numbers they are; either byte order is read, the machine's is returned.
+    Floats are kept, negative and constant ones too; a file that holds NaN or infinity is refused.
+    The pixels are a copy in memory, never a map of the file.
+
+    Args:
+        path: a regular file.
+        max_bytes: an image that says it is larger than this when decoded is refused before it is decoded.
+
+    Raises:
+        ValueError: for a file that is no such image, is damaged or too large, naming file and cause.
+        FileNotFoundError: where there is none.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
     try:
+        if not path.is_file():
+            raise ValueError("no regular file")
         with path.open("rb") as file:
             head = file.read(26)
         is_tiff = head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-        image = _read_tiff(path) if is_tiff else _read_pillow(path, head)
-        check_image(image.pixels, "pixels")
+        with _strict_limits():
+            image = _read_tiff(path, max_bytes) if is_tiff else _read_pillow(path, head, max_bytes)
+        return dataclasses.replace(image, pixels=check_image(image.pixels, "pixels"))
     except Exception as error:  # decoders raise a dozen kinds; the reader needs one
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path}: no micrograph to be read ({reason}); accepted: {ACCEPTED}") from error
-    return image
 
 
-def _read_tiff(path: Path) -> Micrograph:
+@contextmanager
+def _strict_limits():
+    """Warnings stay warnings whatever the filters; `max_bytes` alone limits the size, not Pillow's own number."""
+    pixels, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = pixels
+
+
+def _check_size(n_bytes: int, max_bytes: int) -> None:
+    if n_bytes > max_bytes:
+        raise ValueError(
+            f"{n_bytes:,} bytes when decoded, above the limit of max_bytes={max_bytes:,}; "
+            f"if the file is to be trusted, read_micrograph(path, max_bytes={n_bytes}) reads it"
+        )
+
+
+def _read_tiff(path: Path, max_bytes: int) -> Micrograph:
     with tifffile.TiffFile(path) as tif:
         page = tif.pages[0]
+        _check_tiff(tif, page, max_bytes)
         metadata = {"format": "TIFF", "description": page.description, "n_pages": len(tif.pages)}
         metadata |= {tag: page.tags[tag].value for tag in KEPT_TAGS if tag in page.tags}
         um_per_px = _tiff_calibration(tif, page)
         plain = page.photometric.name in ("MINISBLACK", "MINISWHITE", "RGB")
-        packed = page.compression.name in ("NONE", "ADOBE_DEFLATE", "DEFLATE", "LZMA", "PACKBITS")
+        packed = page.compression.name in ("NONE", "ADOBE_DEFLATE", "DEFLATE")
         if plain and packed:
             pixels = page.asarray()
             if page.axes.startswith("S"):  # planes one after another
@@ -158,11 +199,38 @@ def _read_tiff(path: Path) -> Micrograph:
                 pixels = ~pixels
         elif page.bitspersample <= 8 or page.samplesperpixel == 1:
             with Image.open(path, formats=("TIFF",)) as image:  # palette, CMYK, LZW, JPEG in TIFF
+                if image.size != (page.imagewidth, page.imagelength):
+                    raise ValueError("its size is ambiguous")
                 pixels = _pillow_pixels(image)
         else:
             raise ValueError(f"{page.compression.name} compression of {page.bitspersample}-bit colour")
     metadata |= {"shape": pixels.shape, "um_per_px": um_per_px}
     return Micrograph(pixels=np.ascontiguousarray(pixels), um_per_px=um_per_px, metadata=metadata)
+
+
+def _check_tiff(tif: tifffile.TiffFile, page: tifffile.TiffPage, max_bytes: int) -> None:
+    """Refuse what would take too much memory, and strips or tiles that are not there: tifffile would fill in 0."""
+    one = -(-max(page.bitspersample, 1) // 8)
+    rows, *others = page.chunks
+    segment = one * math.prod((rows if page.is_tiled else min(rows, page.imagelength), *others))
+    shown = 3 * page.imagewidth * page.imagelength if page.photometric.name == "PALETTE" else 0
+    _check_size(max(one * page.size, segment, shown), max_bytes)
+    ends = [offset + count for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
+    whole = 0 < len(ends) == math.prod(page.chunked) and min(page.databytecounts) > 0 and min(page.dataoffsets) > 0
+    if not whole or max(ends) > tif.filehandle.size:
+        raise ValueError(f"{'tiles' if page.is_tiled else 'strips'} are missing or cut short")
+    if page.compression.name not in ("ADOBE_DEFLATE", "DEFLATE"):
+        return
+    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+        if 1032 * count <= max_bytes:  # deflate packs no closer than that
+            continue
+        tif.filehandle.seek(offset)
+        packed, unpacked, inflate = tif.filehandle.read(count), 0, zlib.decompressobj()
+        while not inflate.eof and packed:
+            unpacked += len(inflate.decompress(packed, 1 << 24))
+            packed = inflate.unconsumed_tail
+            if unpacked > max(segment, 1 << 24):
+                raise ValueError("a strip or tile that unpacks to more than its size")
 
 
 def _tiff_calibration(tif: tifffile.TiffFile, page: tifffile.TiffPage) -> float | None:
@@ -186,15 +254,21 @@ def _calibration(x: float, y: float, coarsest: float = np.inf) -> float | None:
     return float(f"{x:.7g}") if square else None  # the tags hold no more digits
 
 
-def _read_pillow(path: Path, head: bytes) -> Micrograph:
+def _read_pillow(path: Path, head: bytes, max_bytes: int) -> Micrograph:
     if head.startswith(b"\x89PNG") and head[24:25] == b"\x10" and head[25:26] != b"\0":
         raise ValueError("a 16-bit PNG in colour; save it as TIFF")  # Pillow would drop the low byte
+    if head.startswith(b"\x89PNG"):
+        with Image.open(path, formats=("PNG",)) as image:
+            image.verify()  # the checksum of every chunk, which Pillow does not look at as it decodes
     with Image.open(path, formats=("PNG", "JPEG")) as image:
+        depth = 2 if image.mode.startswith("I") else 1
+        _check_size(depth * len(image.getbands()) * image.width * image.height, max_bytes)
         metadata = {"format": image.format, "mode": image.mode}
-        upright = ImageOps.exif_transpose(image)
-        metadata |= {k: v for k, v in upright.info.items() if isinstance(v, (str, bytes))}
+        image.load()
         dpi = image.info.get("dpi", (0, 0))
-        pixels = _pillow_pixels(upright)
+        ImageOps.exif_transpose(image, in_place=True)
+        metadata |= {k: v for k, v in image.info.items() if isinstance(v, (str, bytes))}
+        pixels = _pillow_pixels(image)
     um_per_px = _calibration(*(25400.0 / float(d) if d else 0.0 for d in dpi), coarsest=COARSEST_UM)
     return Micrograph(pixels=pixels, um_per_px=um_per_px, metadata=metadata | {"um_per_px": um_per_px})
 
@@ -208,9 +282,10 @@ def _pillow_pixels(image: Image.Image) -> np.ndarray:
 def write_micrograph(path: str | os.PathLike, pixels: np.ndarray, like: Micrograph | None = None) -> None:
     """Write pixels in the format that the suffix names, with the calibration and the description of `like`.
 
-    Written beside its place and renamed, so that no half-written file stands there. TIFF keeps calibration,
-    description, software and date; PNG calibration and texts; JPEG (quality 95) no calibration. bool becomes
-    0 and 255. ValueError for another suffix, or a dtype that the format has no place for.
+    Written beside its place and renamed, so that no half-written file stands there or is left beside it. TIFF
+    keeps calibration, description, software and date; PNG calibration and texts; JPEG (quality 95) no
+    calibration. bool becomes 0 and 255. ValueError for another suffix, or a dtype that the format has no place
+    for; OSError naming the file where the disk is full or takes no files.
     """
     path, pixels = Path(path), check_image(pixels, "pixels")
     pixels = from_float(pixels, np.uint8) if pixels.dtype == np.bool_ else pixels
@@ -231,8 +306,11 @@ def write_micrograph(path: str | os.PathLike, pixels: np.ndarray, like: Microgra
     try:
         write(partial, pixels, like)
         os.replace(partial, path)
+    except OSError as error:  # a full disk does not say which file it was
+        raise OSError(error.errno, f"{path} is not written: {error.strerror or error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
 
 
 def _write_tiff(path: Path, pixels: np.ndarray, like: Micrograph) -> None:
@@ -328,15 +406,25 @@ def _answers(host: str) -> bool:
     return True
 
 
+def _https_alone(response: requests.Response, **_) -> None:
+    """Called with every answer, before a redirect is followed."""
+    onwards = urljoin(response.url, response.headers.get("location", ""))
+    if not onwards.startswith("https://"):
+        raise OSError(f"{response.url} leads to {onwards}, which is no https address")
+
+
 @functools.cache
 def _fetch(source: Source) -> tuple[Path | None, str]:
     """The cached file, downloaded if need be, or None and why; either answer holds for the whole process."""
+    if not source.url.startswith("https://"):
+        return None, f"{source.url} is no https address"
     host, end = source.url.split("/")[2], time.monotonic() + 30
+    https = {"response": _https_alone}
 
     def download(url, output_file, pooch):
         if not _answers(host):
             raise OSError(f"{host} does not answer")
-        with requests.get(url, timeout=10, stream=True) as response, open(output_file, "wb") as file:
+        with requests.get(url, timeout=10, stream=True, hooks=https) as response, open(output_file, "wb") as file:
             response.raise_for_status()
             for chunk in response.iter_content(1 << 16):
                 file.write(chunk)

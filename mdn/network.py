@@ -8,9 +8,11 @@ deterministic=True, use_running_average=True)` is the network as evaluated: no d
 
 from __future__ import annotations
 
+import hashlib
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -18,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save
 
 GATES = {"sigmoid": jax.nn.sigmoid, "leaky_relu": partial(jax.nn.leaky_relu, negative_slope=0.2)}
@@ -251,34 +253,82 @@ def _tensors(model: nnx.Module) -> dict[str, Array]:
     return {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}
 
 
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all; where the disk is full or takes no files, an OSError names the path."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    except OSError as error:  # a full disk does not say which file it was
+        with suppress(OSError):
+            part.unlink()
+        raise OSError(error.errno, f"{path} is not written: {error.strerror or error}") from error
+
+
+def _sha256(header: dict[str, str], tensors: dict[str, np.ndarray]) -> str:
+    """Checksum of a weights' file: every tensor by name, shape and bytes, and every other entry of the header."""
+    digest = hashlib.sha256(json.dumps(sorted((k, v) for k, v in header.items() if k != "sha256")).encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
+
+
 def save_weights(path: str | Path, model: DenoisingNetwork, *, metadata: dict[str, str] | None = None) -> None:
     """Write parameters, batch-norm statistics and the configuration as safetensors, whole or not at all.
+
+    The entry "sha256" of the header is a checksum of all the rest, which `load_weights` looks at.
 
     Args:
         path: file to write.
         model: the network.
         metadata: further text entries of the file's header.
+
+    Raises:
+        OSError: naming the file, where the disk is full or takes no files.
     """
     path = Path(path)
     tensors = {name: np.asarray(value, np.float32) for name, value in _tensors(model).items()}
     header = {**(metadata or {}), "config": json.dumps(asdict(model.config))}
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(save(tensors, header))
-    temporary.replace(path)
+    write_whole(path, save(tensors, {**header, "sha256": _sha256(header, tensors)}))
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-    """Header and tensors of a safetensors file that says which network it holds."""
-    if not path.is_file():
+def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray], NetworkConfig]:
+    """Header, tensors and configuration of a safetensors file; a file without a checksum (mdn 0.1.0) is taken."""
+    if not path.exists():
         raise FileNotFoundError(f"no weights at {path}")
     try:
+        if not path.is_file():
+            raise ValueError("no regular file")
         with safe_open(path, "np") as file:
             header = file.metadata() or {}
-            NetworkConfig(**json.loads(header["config"]))
-            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+            config = NetworkConfig(**json.loads(header["config"]))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        given = {name: (value.shape, str(value.dtype)) for name, value in tensors.items()}
+        # A header may ask for more blocks than could ever be built: count before building
+        possible = config.blocks <= len(given) and max(config.width, config.scale) <= 1 << 16
+        expected = _expected(config) if possible else {"blocks, width, scale": ((len(given), 1 << 16, 1 << 16), "int")}
+        if given != expected:
+            odd = sorted(n for n in expected.keys() | given.keys() if expected.get(n) != given.get(n))
+            raise ValueError(
+                f"weights of another architecture than {config}: {len(odd)} tensors differ, "
+                f"first {odd[0]} with {given.get(odd[0])} where {expected.get(odd[0])} is accepted"
+            )
+        if "sha256" in header and header["sha256"] != _sha256(header, tensors):
+            raise ValueError("damaged: its sha256 is not the one that its header tells")
+        if not all(np.isfinite(value).all() for value in tensors.values()):
+            raise ValueError("weights that are NaN or infinite")
+    except Exception as error:  # the decoder, JSON and NumPy raise a dozen kinds; the reader needs one
         accepted = "accepted: a safetensors file of mdn.save_weights, its configuration in the header"
         raise ValueError(f"{path} does not hold weights of mdn.DenoisingNetwork ({error!r}); {accepted}") from error
+    return header, tensors, config
+
+
+@cache
+def _expected(config: NetworkConfig) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and dtype of each tensor of a network; nothing is allocated."""
+    shapes = jax.eval_shape(lambda: _tensors(DenoisingNetwork(config, rngs=nnx.Rngs(0))))
+    return {name: (value.shape, str(value.dtype)) for name, value in shapes.items()}
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -295,18 +345,11 @@ def load_weights(path: str | Path) -> DenoisingNetwork:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is no safetensors file or its tensors are not those of its configuration.
+        ValueError: naming file and cause, if it is no safetensors file, its tensors are not those of its
+            configuration, they are not finite, or the file is not the one that was written (checksum).
     """
-    header, stored = _read(Path(path))
-    model = DenoisingNetwork(NetworkConfig(**json.loads(header["config"])), rngs=nnx.Rngs(0))
-    expected = {name: value.shape for name, value in _tensors(model).items()}
-    given = {name: value.shape for name, value in stored.items()}
-    if given != expected:
-        odd = sorted(n for n in expected.keys() | given.keys() if expected.get(n) != given.get(n))
-        raise ValueError(
-            f"{path} holds weights of another architecture than {model.config}: {len(odd)} tensors differ, "
-            f"first {odd[0]} with {given.get(odd[0])} where {expected.get(odd[0])} is accepted"
-        )
+    _, stored, config = _read(Path(path))
+    model = DenoisingNetwork(config, rngs=nnx.Rngs(0))
     state = nnx.state(model, (nnx.Param, nnx.BatchStat))
     for name, leaf in nnx.to_flat_state(state):
         leaf[...] = jnp.asarray(stored[".".join(map(str, name))])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 from tqdm.auto import tqdm
 
-from mdn.network import stretch
+from mdn.network import stretch, write_whole
 
 Images = Float[np.ndarray, "_n _h _w"]  # noisy and clean agree in shape, training and validation need not
 
@@ -259,7 +261,8 @@ def fit(
         train, validation: (noisy, clean), each float32 [n, h, w] in [0, 1]. Each noisy image is stretched to its
             1-99 % grey range first, as at inference.
         config: how to train; the paper's way by default.
-        directory: where checkpoints and history.json go. A run found there is gone on with.
+        directory: where checkpoints and history.json go. A run found there is gone on with: from its last
+            checkpoint, or, with a warning, from the one before where a checksum says that the last is damaged.
         key: a `jax.random.key`: order of the data and dropout.
         progress: whether to show a bar with the losses.
         report: called with the history after each evaluation.
@@ -271,7 +274,8 @@ def fit(
 
     Raises:
         ValueError: if images and truths do not agree in shape, are empty or not finite, or the directory holds a
-            run of another configuration, network, key or set of pairs.
+            run of another configuration, network, key or set of pairs, or no checkpoint that is whole.
+        OSError: naming the checkpoint, where the disk is full or takes no files; the one before is kept.
 
     Source: Eq. 11 and Section II.B.d.
     """
@@ -347,33 +351,92 @@ def _claim(
         raise ValueError(
             f"directory: {directory} holds a run of another configuration: {'; '.join(odd)}; remove it or name another"
         )
-    _write(path, wanted)
+    write_whole(path, wanted.encode())
 
 
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text)
-    temporary.replace(path)
+def _manager(directory: Path) -> ocp.CheckpointManager:
+    """The last checkpoint and the one before, to fall back on."""
+    return ocp.CheckpointManager(directory / "last", options=ocp.CheckpointManagerOptions(max_to_keep=2))
 
 
 def _save(directory: Path, state, best, history: History) -> None:
-    """Checkpoint: the last state, the best weights so far and the history, replacing the one before."""
+    """Checkpoint: the last state, the best weights so far and the history; then the checksums of its files."""
     leaves = {f"{index:04d}": leaf for index, leaf in enumerate(jax.tree.leaves((state, best)))}
     items = ocp.args.Composite(arrays=ocp.args.StandardSave(leaves), history=ocp.args.JsonSave(asdict(history)))
-    with ocp.CheckpointManager(directory / "last", options=ocp.CheckpointManagerOptions(max_to_keep=1)) as manager:
-        manager.save(history.step[-1], args=items)
-    _write(directory / "history.json", json.dumps(asdict(history), indent=1))
+    step = history.step[-1]
+    try:
+        with _manager(directory) as manager:
+            manager.save(step, args=items)
+            manager.wait_until_finished()
+            kept = manager.all_steps()
+    except Exception as error:  # Orbax and TensorStore wrap what the system said in kinds of their own
+        for unfinished in (directory / "last").glob("*orbax-checkpoint-tmp*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise OSError(
+            getattr(error, "errno", None), f"no checkpoint in {directory / 'last' / str(step)}: {reason}"
+        ) from error
+    write_whole(_sums(directory, step), "".join(_checksums(directory / "last", step)).encode())
+    for path in directory.glob("last.*.sha256"):
+        if path not in [_sums(directory, step) for step in kept]:
+            path.unlink()
+    write_whole(directory / "history.json", json.dumps(asdict(history), indent=1).encode())
+
+
+def _sums(directory: Path, step: int) -> Path:
+    return directory / f"last.{step}.sha256"
+
+
+def _checksums(last: Path, step: int) -> list[str]:
+    """Lines as `sha256sum` writes them in the folder `last`."""
+    files = sorted(path for path in (last / str(step)).rglob("*") if path.is_file())
+    return [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(last)}\n" for path in files]
+
+
+def _damage(directory: Path, step: int) -> str | None:
+    """What is wrong with a checkpoint, or None. One without checksums (of mdn 0.1.0, or cut short there) is taken."""
+    try:
+        told = _sums(directory, step).read_text().splitlines(keepends=True)
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return f"{_sums(directory, step)} is damaged"
+    odd = sorted(set(told) ^ set(_checksums(directory / "last", step)))
+    return (
+        f"{directory / 'last' / odd[0][66:].strip()} is damaged: its sha256 is not the one that was written"
+        if odd
+        else None
+    )
 
 
 def _restore(directory: Path, state, best):
-    """State, best weights, step and history of the last checkpoint; what was given where there is none."""
+    """State, best weights, step and history of the last good checkpoint; what was given where there is none.
+
+    Raises ValueError where there are checkpoints and not one is whole.
+    """
     leaves, tree = jax.tree.flatten((state, best))
     template = {f"{index:04d}": jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for index, leaf in enumerate(leaves)}
     items = ocp.args.Composite(arrays=ocp.args.StandardRestore(template), history=ocp.args.JsonRestore())
-    with ocp.CheckpointManager(directory / "last", options=ocp.CheckpointManagerOptions(max_to_keep=1)) as manager:
-        step = manager.latest_step()
-        if step is None:
+    with _manager(directory) as manager:
+        damaged = {}
+        for step in sorted(manager.all_steps(), reverse=True):
+            damaged[step] = _damage(directory, step)
+            if damaged[step] is None:
+                try:
+                    found = manager.restore(step, args=items)
+                    break
+                except Exception as error:
+                    damaged[step] = f"{directory / 'last' / str(step)} cannot be read ({error!r})"
+        else:
+            if damaged:
+                raise ValueError(
+                    f"directory: {'; '.join(damaged.values())}; no checkpoint is whole: "
+                    f"remove {directory} to begin anew"
+                )
             return state, best, 0, History()
-        found = manager.restore(step, args=items)
+        for later in list(damaged)[:-1]:
+            warnings.warn(f"{damaged[later]}; training goes on from step {step}", stacklevel=3)
+            manager.delete(later)
+            _sums(directory, later).unlink(missing_ok=True)
     state, best = jax.tree.unflatten(tree, [found["arrays"][name] for name in sorted(template)])
     return state, best, step, History(**found["history"])
