@@ -141,11 +141,10 @@ def table(kept: dict) -> dict:
             continue
         some = next(iter(runs.values()))["scores"]
         means = {c: float(np.mean([run["scores"][c] for run in runs.values()])) for c in some}
-        row = [
-            name,
-            len(runs),
-            *(float(np.mean([run[c] for run in runs.values()])) for c in ("steps", "processor minutes")),
-        ]
+        row = [name, len(runs)]
+        for c in ("steps", "processor minutes"):
+            values = [run[c] for run in runs.values() if run.get(c) is not None]
+            row.append(float(np.mean(values)) if values else None)
         row += list(means.values())
         for kind in ("paper", "varied"):
             shared = [seed for seed in runs if seed in first]
@@ -153,10 +152,11 @@ def table(kept: dict) -> dict:
             gaps = [np.subtract(runs[s]["scores"][column], first[s]["scores"][column]) for s in shared]
             gap = np.mean(gaps, axis=0) if gaps else np.full(2, np.nan)
             row += [float(gap.mean()), float(1.96 * gap.std(ddof=1) / np.sqrt(gap.size))]
+            row += [", ".join(f"{np.mean(one):+.2f}" for one in gaps)]
         rows.append(row)
         columns = ["variant", "seeds", "steps", "processor minutes", *means]
         for kind in ("paper", "varied"):
-            columns += [f"{kind}, aligned gap (dB)", f"{kind}, 95 % +-"]
+            columns += [f"{kind}, aligned gap (dB)", f"{kind}, 95 % +-", f"{kind}, gap by seed"]
     return {"columns": columns, "rows": rows}
 
 
