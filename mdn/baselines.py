@@ -144,12 +144,12 @@ BASELINES: dict[str, Baseline] = {
     for baseline in (
         Baseline("gaussian", gaussian, (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)),
         Baseline("median", median, (1, 2, 3, 4, 6)),
-        Baseline("bilateral", bilateral, tuple(product((0.1, 0.2, 0.4, 0.8), (1, 2, 4)))),
+        Baseline("bilateral", bilateral, tuple(product((0.05, 0.1, 0.2, 0.4, 0.8), (1, 2, 4)))),
         Baseline("wavelet", wavelet, SIGMAS),
         Baseline("non-local means", non_local_means, SIGMAS),
         Baseline("total variation", total_variation, (0.03, 0.06, 0.1, 0.15, 0.22, 0.32, 0.5, 0.8)),
-        Baseline("closing", closing, (4, 16, 64, 128, 256, 512, 1024)),
-        Baseline("inpainting", inpainting, (0.05, 0.1, 0.15, 0.2, 0.3, 0.4)),
+        Baseline("closing", closing, (4, 16, 64, 128, 256, 512, 1024, 2048, 4096)),
+        Baseline("inpainting", inpainting, (0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)),
         Baseline("BM3D", bm3d, SIGMAS[2:7]),
     )
     if baseline.name != "BM3D" or find_spec("bm3d")  # free for non-commercial use only: an extra of its own
@@ -166,23 +166,32 @@ def tune(
 
     noisy, clean: as many images [H, W] of each, in [0, 1]. Raises ValueError for none, or unequal numbers.
     """
+    return _best(baseline, noisy, clean, (score,))[0]
+
+
+def _best(baseline: Baseline, noisy, clean, scores: Sequence[Callable]) -> list[Parameter]:
+    """The best parameter by each score; every image is filtered once a parameter."""
     if len(noisy) == 0 or len(noisy) != len(clean):
         raise ValueError(f"noisy: {len(noisy)} images, clean: {len(clean)}; accepted: as many, at least one")
+    means = []
+    for parameter in baseline.grid:
+        outputs = [(baseline.apply(x, parameter), y) for x, y in zip(noisy, clean, strict=True)]
+        means.append([np.mean([score(x, y) for x, y in outputs]) for score in scores])
+    return [baseline.grid[int(np.argmax(column))] for column in zip(*means, strict=True)]
 
-    def mean_score(parameter: Parameter) -> float:
-        pairs = zip(noisy, clean, strict=True)
-        return float(np.mean([score(baseline.apply(x, parameter), y) for x, y in pairs]))
 
-    return max(baseline.grid, key=mean_score)
+def tuned_filters(
+    noisy: np.ndarray, clean: np.ndarray, scores: Sequence[Callable[[np.ndarray, np.ndarray], float]] = (aligned_psnr,)
+) -> dict[str, Method]:
+    """Every classical filter with its parameter tuned on validation pairs [N, H, W], named with that parameter.
 
-
-def tuned_filters(noisy: np.ndarray, clean: np.ndarray) -> dict[str, Method]:
-    """Every classical filter with its parameter tuned on validation pairs [N, H, W], named with that parameter."""
+    scores: as of `tune`; a filter whose best parameters differ between them is there once for each.
+    """
     filters = {}
     for name, baseline in BASELINES.items():
-        value = tune(baseline, noisy, clean)
-        named = ", ".join(f"{v:g}" for v in (value if isinstance(value, tuple) else (value,)))
-        filters[f"{name} ({named})"] = partial(baseline.apply, parameter=value)
+        for value in dict.fromkeys(_best(baseline, noisy, clean, scores)):
+            named = ", ".join(f"{v:g}" for v in (value if isinstance(value, tuple) else (value,)))
+            filters[f"{name} ({named})"] = partial(baseline.apply, parameter=value)
     return filters
 
 

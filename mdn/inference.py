@@ -43,8 +43,11 @@ class Denoiser:
     ) -> Float[np.ndarray, "h w"]:
         """The network's own intensities in [0, 1] for a luminance in [0, 1], its 1-99 % range stretched first.
 
+        A constant luminance has nothing in it to restore and comes back as it is.
         report: called with the share done after each part of the network; what it raises stops the work.
         """
+        if grey.min() == grey.max():
+            return grey.astype(np.float32)
         if report is None:
             return self._apply(stretch(grey))
         network = nnx.view(self.network, deterministic=True, use_running_average=True)
@@ -59,7 +62,7 @@ class Denoiser:
     def __call__(self, image: ArrayLike, *, match_histogram: bool = True) -> np.ndarray:
         """Denoise a micrograph.
 
-        Any size from 1 x 1 up, strips too. A constant image comes back as it is where the histogram is matched.
+        Any size from 1 x 1 up, strips too. A constant image comes back as it is.
         12 bits in 16 stay within their range: the image's own grey range is what the network sees. Floats within
         [0, 1] are taken as they are; others, negative ones too, on their own range, which the result keeps.
         Either byte order is taken and the machine's returned; a memory map is read and never written to.

@@ -115,7 +115,7 @@ def test_other_parts_tell_what_was_done(bench, monkeypatch):
     values = {row[0]: row[2] for row in rivals.controls(bench)["rows"] if row[1] == "network"}
     assert values["clean in (paper), raw PSNR"].mean > 30
     assert values["boundary on a blank field alone, no defect"].mean == 0
-    assert values["input x 0.5 + 0.25, largest deviation"].mean > 0.001  # 0.005 is added whatever the range
+    assert values["input x 0.5 + 0.25, largest deviation"][0] > 0.001  # 0.005 is added whatever the range
     grouped = rivals.magnification(bench)["rows"]
     assert {(row[0], row[1]) for row in grouped} == {(25, 50)} and grouped[0][2] == 3
 

@@ -112,3 +112,9 @@ def test_public_names_resolve_lazily():
         assert getattr(mdn, name) is not None
     with pytest.raises(AttributeError, match="nonsense"):
         _ = mdn.nonsense
+
+
+@pytest.mark.parametrize("match", [True, False])
+def test_a_constant_image_comes_back_as_it_is(denoiser, match):
+    grey = np.full((48, 40), 90, np.uint8)
+    np.testing.assert_array_equal(denoiser(grey, match_histogram=match), grey)
