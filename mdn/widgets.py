@@ -41,6 +41,7 @@ from mdn.synthesis import STAND_INS, PairConfig, make_pair, stand_in
 
 LARGEST = 1024  # px a side of what is shown denoised: the middle of a larger micrograph
 CELLS = 160  # a side of the growing grains
+ASSUMED = 0.5  # um per pixel of what no microscope has seen
 MOST = 25_000_000  # px of an upload
 DPI = {False: 120, True: 180}  # of pictures, by whether they are for a projector
 STYLE = """<style>
@@ -232,10 +233,11 @@ def _middle(image: np.ndarray, shape: tuple[int, int], *, fill: bool = False) ->
 
 @dataclass(frozen=True)
 class Sample:
-    """A micrograph and, where they are known, its true boundaries, bool [H, W]."""
+    """A micrograph and, where they are known, its true boundaries, bool [H, W]; made up, its calibration is assumed."""
 
     micrograph: Micrograph
     truth: np.ndarray | None = None
+    made_up: bool = False
 
 
 def _registered(name: str) -> Sample:
@@ -246,12 +248,16 @@ def _registered(name: str) -> Sample:
     return Sample(replace(image, pixels=pixels), traced_boundaries(name) if source.traced else None)
 
 
+def _made_up(pixels: np.ndarray) -> Sample:
+    return Sample(Micrograph(pixels=pixels, um_per_px=ASSUMED), made_up=True)
+
+
 def _simulated(shape: tuple[int, int]) -> Sample:
     """The noisy image of a training pair, whose boundaries are known."""
     grains = grow(AllenCahn(shape=shape), n_grains=60, time=30.0, key=jax.random.key(5))
     reference = stand_in("etched", shape, key=jax.random.key(6))
     pair = make_pair(grains, reference, config=PairConfig(magnitude=0.6), key=jax.random.key(7))
-    return Sample(Micrograph(pixels=pair.noisy), pair.boundaries | pair.twin_boundaries)
+    return Sample(Micrograph(pixels=pair.noisy, um_per_px=ASSUMED), pair.boundaries | pair.twin_boundaries, True)
 
 
 class _Choice:
@@ -270,7 +276,7 @@ class _Choice:
             self._samples["simulated, truth known"] = functools.cache(lambda: _simulated(shape))
         for number, kind in enumerate(STAND_INS):
             draw = functools.partial(stand_in, kind, shape, key=jax.random.key(number))
-            self._samples[f"stand-in, {kind}"] = functools.cache(lambda d=draw: Sample(Micrograph(pixels=d())))
+            self._samples[f"stand-in, {kind}"] = functools.cache(lambda d=draw: _made_up(d()))
         folder = os.environ.get("MDN_MICROGRAPHS")
         for name, source in sources().items() if folder else ():
             if source.use != "annotation" and (Path(folder).expanduser() / source.file).is_file():
@@ -441,6 +447,8 @@ def explore_denoising(
         size, lines = choice[micrograph].micrograph.pixels.shape[:2], []
         if max(size) > LARGEST:
             lines.append(f"Shown is the middle {LARGEST} px of {size[1]} × {size[0]}; Save denoises the whole.")
+        if choice[micrograph].made_up and um_per_px == ASSUMED:
+            lines.append(f"This picture is made up: {ASSUMED:g} µm per px is assumed.")
         for title, key in (("before", None), ("after", match)):
             if not um_per_px > 0:
                 lines.append("Grain size: no calibration. Fill in µm per px to have it.")
@@ -524,6 +532,7 @@ class TrainingWatch(ipw.VBox):
     """Curves of a training while it runs, and a button that ends it: `history = await watch.fit(model, ...)`."""
 
     def __init__(self):
+        self._halt = threading.Event()
         self.button = ipw.Button(description="Stop, keep the best", icon="stop", layout={"width": "14em"})
         self.button.on_click(lambda _: self.stop())
         self.message = ipw.HTML("The first point comes with the first evaluation.")
@@ -542,16 +551,19 @@ class TrainingWatch(ipw.VBox):
         try:
             return await asyncio.to_thread(training.fit, model, train, validation, **options)
         except BaseException:
-            self.stop()
+            self.stop()  # the thread, too
             raise
+        finally:
+            self.button.description, self.button.disabled = "Stopped" if self.stopped else "Done", True
 
     @property
     def stopped(self) -> bool:
         """Whether the button was pressed."""
-        return self.button.disabled
+        return self._halt.is_set()
 
     def stop(self) -> None:
         """What the button does."""
+        self._halt.set()
         self.button.disabled, self.button.description = True, "Stopping"
 
     def report(self, history: training.History) -> None:

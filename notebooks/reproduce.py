@@ -330,7 +330,10 @@ def set_environment(runs: Path) -> None:
 
 
 def to_html(notebook: Path) -> str:
-    return HTMLExporter().from_filename(str(notebook))[0]
+    """The executed notebook as a page; of a demo its picture, since a page has no kernel to move it."""
+    content = nbformat.read(notebook, as_version=4)
+    content.metadata.pop("widgets", None)
+    return HTMLExporter().from_notebook_node(content, {"metadata": {"name": notebook.stem}})[0]
 
 
 def title(notebook: Path) -> str:

@@ -1,6 +1,7 @@
 """The contenders of benchmarks/phase_field.py solve the same equation; benchmarks/rivals.py tells the better one."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 from scipy import ndimage
 
 from benchmarks import phase_field as benchmark
-from benchmarks import rivals
+from benchmarks import rivals, shipped_weights
 from mdn import baselines
 from mdn.dataset import Pairs
 from mdn.metrics import label_boundaries
@@ -183,3 +184,108 @@ def test_a_file_says_which_network_it_holds(tmp_path):
     image = np.asarray(jax.random.uniform(jax.random.key(0), (32, 32)), np.float32)
     assert rivals.model(path)(image).shape == image.shape
     assert rivals.model(rivals.mdn.inference.SHIPPED)(image).shape == image.shape
+
+
+# ---- the model card
+
+
+def measured() -> dict[str, dict]:
+    """Parts of rivals.json and uncertainty.json with one failure of each kind, and something that works beside it."""
+    values = [[20.0, 19.0, 21.0]] * 7 + [[0.031, 0.03, 0.032]] * 2
+    columns = [
+        "pairs",
+        "n",
+        "method",
+        "raw PSNR",
+        *list(shipped_weights.BESIDE)[:6],
+        "grain grey median",
+        "twin recall",
+    ]
+    names = ("noisy", "closing (512)", "network", "DnCNN, short", "truth")
+    full, less, none = [0.9, 0.8, 1.0], [0.5, 0.4, 0.6], [None, None, None]
+    removal = [["speckle", 0.25, "noisy", full, full], ["speckle", 0.25, "network", less, less]]
+    removal += [["pore", 0.5, "noisy", less, full], ["pore", 0.5, "network", full, less]]
+    removal += [["deep_scratch", 0.0, "noisy", none, full], ["deep_scratch", 0.0, "network", none, less]]
+    steel = [[1, 0.0, "noisy", 1, 1.0, 1.0, 0.91, None], [1, 0.0, "network", 1, 1.0, 1.0, 0.95, None]]
+    steel += [[4, 1.0, "noisy", 3, 1.0, 1.0, 0.72, 0.0], [4, 1.0, "network", 3, 1.0, 1.0, 0.41, -1.5]]
+    blank = "boundary on a blank field"
+    controls = [[f"{blank} alone, no defect", "noisy", [0.0, 0.0, 0.0]]]
+    controls += [[f"{blank} alone, no defect", "network", [0.0123, 0.01, 0.0146]]]
+    controls += [[f"{blank} beside grains, all kinds", name, [0.0, 0.0, 0.0]] for name in ("noisy", "network")]
+    grains = [[50, None, 26, "network", full, less]]
+    parts = {
+        "table": {"columns": columns, "rows": [["paper", 9, name, *values] for name in names]},
+        "removal": {"rows": removal, "n": 3},
+        "controls": {"rows": controls},
+        "steel": {"rows": steel},
+        "magnification": {"columns": ["from (px)", "below (px)", "n", "method", "aligned", "F"], "rows": grains},
+        "targets": {"rows": [["steel: F", "at least 0", 0.1, True], ["paper: F", "at least 0.9", None, False]]},
+        "seconds": {"columns": ["method", "seconds a megapixel"], "rows": [["closing (512)", 0.935]]},
+    }
+    ranking = [["paper", 30, "all", "both", [0.87, 0.85, 0.89], [0.1, 0.08, 0.12], 0.975, 0.92]]
+    known = [["pairs, paper", "no", "seen", 32, 0.0, 0.5], ["grass", "yes", "seen", 8, 0.0, 0.6]]
+    facts = {"mean share flagged, should be": 0.798}
+    unsure = {"ranking": {"rows": ranking}, "familiarity": {"rows": known, "facts": facts}}
+    return {"rivals": parts, "uncertainty": unsure}
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """The card from parts of the studies; the training ended on its best step."""
+    monkeypatch.setattr(shipped_weights, "hard_kinds", lambda: {"twins": 50.0})
+    history = {"step": [200, 400], "seconds": [60.0, 120.0], "validation_psnr": [19.1, 19.4]}
+    training = {"history": history, "machine": "one", "pairs": {"train": [24, 14]}}
+
+    def write(rivals, uncertainty=None, borrowed=None, psnr=(19.1, 19.4)):
+        history["validation_psnr"] = list(psnr)
+        return shipped_weights.card(training, rivals, uncertainty, borrowed)
+
+    return write
+
+
+def test_card_tells_what_was_found_and_where_it_fails(written):
+    found = measured()
+    text = written(found["rivals"], found["uncertainty"], {"varied": (20, 79)})
+    failures = text.partition("## Known failures")[2].partition("\n## ")[0]
+    assert "| speckle | 0.25 | 0.90 ± 0.10 | 0.50 ± 0.10 |" in failures and "pore" not in failures
+    assert "1 of 2 kinds and strengths" in failures and "3 truths" in failures
+    assert "0.50 (0.40 to 0.60) of their boundary" in failures and "nothing to remove.\n" in failures
+    assert "| 4 | 1 | 0.72 | 0.41 |" in failures and "1 of 2 magnifications" in failures
+    assert "| alone, no defect | 0.00 ± 0.00 | 12.30 ± 2.30 |" in failures and "beside grains" not in failures
+    for line in (
+        "| 4 | 1 | 0.72 | 0.41 | -1.5 |",
+        "| 50 | - | 26 | network | 0.90 ± 0.10 | 0.50 ± 0.10 |",
+        "| grain grey median | 0.031 ± 0.001 | 0.031 ± 0.001 |",
+        "| PSNR on the band | 20.00 ± 1.00 | 20.00 ± 1.00 |",
+        "| closing (512) | 0.935 |",
+        "| paper | 30 | 0.87 ± 0.02 | 0.10 ± 0.02 | 0.975 |",
+        "| paper: F | at least 0.9 | - | **missed** |",
+    ):
+        assert line in text, line
+    assert "only weakly" in text and "80 % (should be)" in text and "be: grass." in text
+    assert "20 of the 79 varied" in text and "results/ablation.json" in text and "equally briefly" in text
+    assert "still rising at the last step, from 19.10 dB" in text
+    assert "still rising" not in written(found["rivals"], psnr=(19.4, 19.1))
+
+
+@pytest.mark.parametrize("part", [*measured()["rivals"], "ranking", "familiarity"])
+def test_card_does_without_a_part(written, part):
+    found = measured()
+    for parts in found.values():
+        parts.pop(part, None)
+    text, whole = written(found["rivals"], found["uncertainty"]), written(**measured())
+    headings = [[line for line in each.splitlines() if line.startswith("#")] for each in (text, whole)]
+    assert headings[0] == headings[1]
+    assert len(text) < len(whole) and (part in ("ranking", "familiarity") or f"rivals.py {part}`" in text)
+
+
+def test_card_does_without_any_study(written):
+    text = written({})
+    assert "python benchmarks/uncertainty.py`" in text and "DatasetConfig.stand_ins" in text
+    assert all(f"rivals.py {part}`" in text for part in measured()["rivals"])
+
+
+def test_references_that_are_stand_ins_are_counted():
+    pairs = simulated(6, 0)
+    mixed = replace(pairs, sources=("iron_nital", "etched"), source=np.array([0, 0, 0, 1, 1, 1], np.int32))
+    assert shipped_weights.borrowed_references(mixed) == {"paper's": (1, 3), "varied": (2, 3)}

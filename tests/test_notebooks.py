@@ -110,4 +110,8 @@ def test_run_leaves_a_page_a_figure_and_finite_numbers(smoke, name):
 def test_a_demo_leaves_a_picture_where_there_is_no_front_end(smoke, name):
     cells = [c for c in code(nbformat.read(smoke / f"{name}.ipynb", as_version=4)) if "mdn.widgets.explore" in c.source]
     shown = [output.get("data", {}) for cell in cells for output in cell.outputs]
-    assert any("image/png" in data and "application/vnd.jupyter.widget-view+json" in data for data in shown)
+    demos = [data for data in shown if "application/vnd.jupyter.widget-view+json" in data]
+    assert demos and all("image/png" in data for data in demos)
+    page = (smoke / f"{name}.html").read_text()
+    assert all(data["image/png"].strip()[:200].replace("\n", "") in page.replace("\n", "") for data in demos)
+    assert "html-manager" not in page

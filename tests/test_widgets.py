@@ -192,6 +192,8 @@ def test_boundaries_are_held_against_the_truth_where_it_is_known(denoising, monk
 def test_grain_size_needs_a_calibration(denoising):
     demo = denoising
     demo.controls["micrograph"].value = "stand-in, etched"
+    assert "0.5 µm per px is assumed" in demo.reports[0].value and "ASTM" in demo.reports[0].value
+    demo.controls["um_per_px"].value = 0
     assert "no calibration" in demo.reports[0].value and "ASTM" not in demo.reports[0].value
     demo.controls["um_per_px"].value = 0.5
     text = demo.reports[0].value
@@ -270,7 +272,7 @@ def huge() -> bytes:
         ("notes.txt", b"no <i>image</i> at all", "accepted: TIFF"),
         ("broken.png", png(RGB)[:300], "accepted: TIFF"),
         ("empty.tif", b"", "accepted: TIFF"),
-        ("huge.png", huge(), "exceeds limit"),
+        ("huge.png", huge(), "above the limit"),
         ("large.png", png(np.zeros((60, 60), np.uint8)), "60 × 60 px; accepted"),
     ],
 )
@@ -312,8 +314,18 @@ def test_a_training_is_watched_and_stopped(monkeypatch):
     options = {"config": config, "key": jax.random.key(0), "progress": False}
     history = asyncio.run(watch.fit(model, pairs, pairs, **options))
     assert 4 <= history.step[-1] <= 5 and watch.stopped and watch.button.disabled
+    assert watch.button.description == "Stopped"
     assert all(picture.startswith(PNG) for picture in seen) and seen[0] != seen[1]
     assert f"best on validation {max(history.validation_psnr):.2f} dB" in watch.message.value
+
+
+def test_a_training_that_ends_by_itself_was_not_stopped():
+    watch, rng = widgets.TrainingWatch(), np.random.default_rng(0)
+    pairs = rng.random((2, 24, 24), np.float32), rng.random((2, 24, 24), np.float32)
+    model = DenoisingNetwork(NetworkConfig(width=4, blocks=1), rngs=nnx.Rngs(0))
+    config = TrainingConfig(steps=2, batch=2, crop=16, evaluate_every=2)
+    asyncio.run(watch.fit(model, pairs, pairs, config=config, key=jax.random.key(0), progress=False))
+    assert not watch.stopped and watch.button.disabled and watch.button.description == "Done"
 
 
 def test_a_training_that_fails_is_stopped_and_told():
