@@ -4,7 +4,7 @@ Makes the pairs in data/shipped/pairs.zarr (real micrographs, found as `mdn.micr
 data/shipped/run, and writes mdn/weights/denoiser.safetensors after each evaluation that was the best so far.
 `--sitting 1` and then `--sitting 2` go on from the weights in the box, with the recipes of `SITTINGS`; the last one
 also sees `SHARP`, more pairs that keep their edges. `--card` writes the model card from
-benchmarks/results/shipped_weights.json and rivals.json.
+benchmarks/results: shipped_weights.json, rivals.json, uncertainty.json.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from flax import nnx
 import mdn
 from mdn.defects import KINDS
 from mdn.inference import SHIPPED
-from mdn.synthesis import LOOKS, PairConfig
+from mdn.synthesis import LOOKS, STAND_INS, PairConfig
 from mdn.uncertainty import training_statistics
 
 PAIRS = mdn.DatasetConfig(n_pairs=3000, n_test=120, n_runs=1240, varied=0.4, seed=2027)
@@ -42,6 +42,7 @@ CHOSEN_ON = 15  # every 15th validation pair chooses the checkpoint
 DRAWN = 2000  # recipes, to say how many of them are hard
 RESULTS = Path(__file__).parent / "results" / "shipped_weights.json"
 RIVALS = RESULTS.with_name("rivals.json")
+UNCERTAINTY = RESULTS.with_name("uncertainty.json")
 
 
 def export(model: nnx.Module, history: mdn.History, sittings: list, statistics: dict | None = None) -> None:
@@ -82,44 +83,198 @@ def hard_kinds() -> dict[str, float]:
 
 
 SHOWN = ("raw PSNR", "aligned PSNR", "matched PSNR", "SSIM", "boundary F", "precision", "recall", "twin recall")
+BESIDE = {
+    "PSNR inside defects": 2, "PSNR outside": 2, "PSNR on the band": 2, "VoI split": 2, "VoI merge": 2,
+    "grain grey median": 3, "grain grey p95": 3,
+}  # fmt: skip
+NOISY, OURS = "noisy", "network"
+ABSENT = {"columns": [], "rows": []}
+Rows = list[list]
 
 
-def markdown(columns: list[str], rows: list[list]) -> list[str]:
+def markdown(columns: list[str], rows: Rows, digits: int = 2) -> list[str]:
     """A table; of an interval [mean, low, high] the mean and half its width."""
 
     def cell(value) -> str:
         if isinstance(value, list):
             mean, low, high = value
-            return "-" if mean is None else f"{mean:.2f}" + (f" ± {(high - low) / 2:.2f}" if low is not None else "")
+            if mean is None:
+                return "-"
+            return f"{mean:.{digits}f}" + (f" ± {(high - low) / 2:.{digits}f}" if low is not None else "")
         return f"{value:.3g}" if isinstance(value, float) else "-" if value is None else str(value)
 
     lines = [columns, ["---"] * len(columns), *([cell(value) for value in row] for row in rows)]
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
-def card(results: dict, rivals: dict) -> str:
-    """The model card, every number from a run."""
+def read_study(path: Path) -> dict:
+    """What a study has found so far; nothing where it has not been run."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def borrowed_references(pairs: mdn.dataset.Pairs) -> dict[str, tuple[int, int]]:
+    """By recipe, how many pairs have a stand-in for a reference rather than a real region, and of how many."""
+    stand_in = np.isin(np.array(pairs.sources)[pairs.source], STAND_INS)
+    recipes = {"paper's": ~pairs.varied, "varied": pairs.varied}
+    return {name: (int(stand_in[mask].sum()), int(mask.sum())) for name, mask in recipes.items()}
+
+
+def side_by_side(rows: Rows, key: int, place: int) -> tuple[list[str], dict[tuple, dict]]:
+    """The methods, and their values in column `place` by the first `key` columns; a method stands in column `key`."""
+    found: dict[tuple, dict] = {}
+    for row in rows:
+        found.setdefault(tuple(row[:key]), {})[row[key]] = row[place]
+    return list(dict.fromkeys(row[key] for row in rows)), found
+
+
+def told(rivals: dict, name: str, lines: list[str]) -> list[str]:
+    """Lines from one part of the study, with where they come from; that it is missing, where it is."""
+    if not rivals.get(name, ABSENT)["rows"]:
+        return [f"Not measured here: `python benchmarks/rivals.py {name}`.", ""]
+    part = rivals[name]
+    source = f"(`{part['command']}`, commit {part['commit']})" if "command" in part else ""
+    return [*lines, *(["", source] if source else []), ""]
+
+
+def worse(values: dict, ours: str = OURS) -> bool:
+    """Whether both were measured and the network's mean is below untouched's."""
+    means = [value[0] if isinstance(value, list) else value for value in (values.get(ours), values.get(NOISY))]
+    return None not in means and means[0] < means[1]
+
+
+def failures(rivals: dict) -> list[str]:
+    """Where the network leaves an image worse than it was, part by part, each told even if there is none."""
+    rows = rivals.get("removal", ABSENT)["rows"]
+    restored, twins = (side_by_side(rows, 2, place)[1] for place in (3, 4))
+    lost = [[k, s, v[NOISY], v[OURS]] for (k, s), v in restored.items() if s and worse(v)]
+    tried = sum(1 for _, strength in restored if strength)
+    defects = [
+        f"Defects of which less is within 0.1 of the truth after the network than untouched, by the mean over "
+        f"{rivals.get('removal', {}).get('n', 'some')} truths: {len(lost)} of {tried} kinds and strengths.",
+        *(["", *markdown(["kind", "strength", "untouched", "network"], lost)] if lost else []),
+    ]
+    plain = next((v for (_, strength), v in twins.items() if not strength), {})
+    kept, found = (plain.get(name, [None]) for name in (NOISY, OURS))
+    if None not in (*kept, *found):
+        defects += [
+            "",
+            f"Twins on images with **no defect**: {found[0]:.2f} ({found[1]:.2f} to {found[2]:.2f}) of their boundary "
+            f"length is found after the network, {kept[0]:.2f} ({kept[1]:.2f} to {kept[2]:.2f}) untouched"
+            + (": the network takes twin boundaries away where there was nothing to remove." * worse(plain) or "."),
+        ]
+    _, steel = side_by_side(rivals.get("steel", ABSENT)["rows"], 2, 6)
+    below = [[f, s, v[NOISY], v[OURS]] for (f, s), v in steel.items() if worse(v)]
+    steels = [
+        "The annotated steel with a boundary F below the untouched one's: "
+        f"{len(below)} of {len(steel)} magnifications and strengths of added defects.",
+        *(["", *markdown(["smaller by", "defects at", "F untouched", "F network"], below)] if below else []),
+    ]
+    shares: dict[str, dict] = {}
+    for name, method, value in rivals.get("controls", ABSENT)["rows"]:
+        if "blank field" in name:
+            shares.setdefault(name.partition("blank field ")[2], {})[method] = [v and 1000 * v for v in value]
+    invented = [
+        [name, v[NOISY], v[OURS]] for name, v in shares.items() if NOISY in v and OURS in v and v[OURS][0] > v[NOISY][0]
+    ]
+    blank = [
+        "Boundaries invented on a blank field, in thousandths of its pixels, where the network shows more of them "
+        f"than untouched: {len(invented)} of {len(shares)} fields.",
+        *(["", *markdown(["blank field", "untouched", "network"], invented)] if invented else []),
+    ]
+    sections = {"removal": defects, "steel": steels, "controls": blank}
+    return [line for name, lines in sections.items() for line in told(rivals, name, lines)]
+
+
+def removed(rows: Rows) -> list[str]:
+    """Shares restored, a column for each method, and the twins found beside it untouched and by the network."""
+    methods, restored = side_by_side(rows, 2, 3)
+    twins = side_by_side(rows, 2, 4)[1]
+    ends = [name for name in (NOISY, OURS) if name in methods]
+    return markdown(
+        ["kind", "strength", *methods, *(f"twins, {name}" for name in ends)],
+        [[*k, *(v.get(m) for m in methods), *(twins[k].get(m) for m in ends)] for k, v in restored.items()],
+    )
+
+
+def beside_psnr(table: dict) -> list[str]:
+    """What PSNR over the image does not tell, a row for each measure, for untouched and network by recipe."""
+    columns = table["columns"]
+    rows = {f"{row[0]}, {row[2]}": row for row in table["rows"] if row[2] in (NOISY, OURS)}
+    return markdown(["measure", *rows], []) + [
+        line
+        for name, digits in BESIDE.items()
+        if name in columns
+        for line in markdown([], [[name, *(row[columns.index(name)] for row in rows.values())]], digits)[2:]
+    ]
+
+
+def trust(uncertainty: dict) -> list[str]:
+    """How well the uncertainty map ranks pixels and familiarity flags images, and what that means."""
+    ranking, flagged = (uncertainty.get(name, ABSENT) for name in ("ranking", "familiarity"))
+    rows = [[row[0], row[1], *row[4:7]] for row in ranking["rows"] if row[2:4] == ["all", "both"]]
+    missing = ["Not measured here: `python benchmarks/uncertainty.py`.", ""]
+    lines = missing if not rows and not flagged["rows"] else []
+    if rows:
+        best, worst = (choose(row[2][0] for row in rows) for choose in (min, max))
+        verdict = "no better than chance does" if worst >= 1 else "only weakly" if worst > 0.5 else "well"
+        lines += [
+            "Pixels of test pairs in the order of `mdn.uncertainty_map`, against their true error. AUSE is 0 for the "
+            f"error's own order and 1 for chance: at {best:.2f} to {worst:.2f} the map ranks the pixels {verdict}. "
+            "It says where to look twice; it is no error bar.",
+            "",
+            *markdown(["pairs", "n", "AUSE", "Spearman", "error left without 10 % of the pixels"], rows),
+            "",
+        ]
+    if flagged["rows"]:
+        shares = ", ".join(
+            f"{100 * share:.0f} % ({name.split(', ', 1)[1]})" for name, share in flagged["facts"].items()
+        )
+        unseen = [row[0] for row in flagged["rows"] if row[1] == "yes" and not row[4]]
+        lines += [
+            "Images that `mdn.familiarity` flags, by whether they should be (new: first looked at once the measure was "
+            f"chosen): {shares}."
+            + f" Never flagged though it should be: {', '.join(unseen)}." * bool(unseen)
+            + " An image without a warning can still be unlike the training data.",
+            "",
+        ]
+    if lines != missing and "command" in uncertainty:
+        lines += [f"(`{uncertainty['command']}`, commit {uncertainty['commit']})", ""]
+    return lines
+
+
+def card(results: dict, rivals: dict, uncertainty: dict | None = None, borrowed: dict | None = None) -> str:
+    """The model card, every number from a run; borrowed: see `borrowed_references`."""
     history, counts, registry = results["history"], PAIRS.counts(), mdn.micrographs.sources()
-    best, table = int(np.argmax(history["validation_psnr"])), rivals["table"]
+    psnr = history["validation_psnr"]
+    best, table, sittings = int(np.argmax(psnr)), rivals.get("table", ABSENT), results.get("earlier", [])
     denoiser = mdn.load_denoiser()
     parameters, config = mdn.network.count_parameters(denoiser.network), denoiser.network.config
-    earlier = sum(sitting["hours"] for sitting in results["earlier"])
+    earlier = sum(sitting["hours"] for sitting in sittings)
     used = [
         f"- `{n}`: {registry[n].material}. {registry[n].licence}, {registry[n].url}" for n in mdn.dataset.REFERENCES
     ]
-    places = [table["columns"].index(name) for name in ("pairs", "n", "method", *SHOWN)]
-    measured = markdown(
-        ["pairs", "n", "method", *SHOWN],
-        [[row[i] for i in places] for row in table["rows"] if row[2] != "truth"],
-    )
+    columns = [name for name in ("pairs", "n", "method", *SHOWN) if name in table["columns"]]
+    places = [table["columns"].index(name) for name in columns]
+    measured = markdown(columns, [[row[i] for i in places] for row in table["rows"] if row[2] != "truth"])
+    short = any(str(row[2]).endswith(", short") for row in table["rows"])
     targets = markdown(
         ["target", "wanted", "found", ""],
-        [[*row[:3], "met" if row[3] else "**missed**"] for row in rivals["targets"]["rows"]],
+        [[*row[:3], "met" if row[3] else "**missed**"] for row in rivals.get("targets", ABSENT)["rows"]],
     )
     hard = markdown(["of the varied pairs", "%"], [[name, f"{share:.0f}"] for name, share in hard_kinds().items()])
-    removal = rivals["removal"]
-    removed = markdown(removal["columns"], removal["rows"])
+    steel, sizes_of = (rivals.get(name, ABSENT) for name in ("steel", "magnification"))
+    methods, f_steel = side_by_side(steel["rows"], 2, 6)
+    regained = side_by_side(steel["rows"], 2, 7)[1]
+    seconds = rivals.get("seconds", ABSENT)
     sizes = [f"{n} {split} ({v} varied)" for split, (n, v) in results["pairs"].items()]
+    rising = best == len(psnr) - 1 > 0 and psnr[-1] > psnr[-2]
+    references = (
+        "Test pairs whose reference is a procedural stand-in, not a region of a real micrograph: "
+        + ", ".join(f"{n} of the {of} {name}" for name, (n, of) in borrowed.items())
+        if borrowed
+        else "Some of the varied pairs, of every split, have a procedural stand-in for a reference and not a region of "
+        f"a real micrograph: a share of {PAIRS.stand_ins:g} is asked for (`DatasetConfig.stand_ins`)"
+    )
     return "\n".join(
         [
             "# Model card: denoiser.safetensors",
@@ -132,18 +287,25 @@ def card(results: dict, rivals: dict) -> str:
             "stains, rough etching and what optics and camera add, while grain and twin boundaries stay. Not for:",
             "measuring what it removed (pores, pits, inclusions), two-phase structures, electron micrographs.",
             "`mdn.familiarity` says when an image is unlike the training data, `mdn.uncertainty_map` where to look",
-            "twice.",
+            "twice; how far either can be relied on, and where the network does harm, is told below.",
             "",
+            "## Known failures",
+            "Means against means; ± is half the 95 % interval by image. Where those overlap, the images are too few to",
+            "tell. The targets that were missed are at the end.",
+            "",
+            *failures(rivals),
             "## Trained on",
             f"Pairs of {PAIRS.shape[0]} x {PAIRS.shape[1]} px: {', '.join(sizes)}; {PAIRS.n_test} more to test; from",
             f"{PAIRS.n_runs} phase-field runs (`{PAIRS}`)."
-            + f" In the last sitting {results['sharp']} more, degraded in space alone." * bool(results.get("sharp")),
+            + f" In the last sitting {results.get('sharp')} more, degraded in space alone."
+            * bool(results.get("sharp")),
             f"Every {CHOSEN_ON}th of the {counts['validation']} validation pairs chose the checkpoint.",
             "Fourier magnitudes and histograms of procedural stand-ins and of:",
             "",
             *used,
             "",
             "Each is cut into disjoint regions for training, validation and test. The weights hold no image of them.",
+            references + ".",
             "The truth: a grey for each grain and twin, a dark groove along boundaries, and nothing else.",
             "",
             f"How hard the varied pairs are (shares of {DRAWN} recipes drawn by `PairConfig.draw`):",
@@ -152,26 +314,58 @@ def card(results: dict, rivals: dict) -> str:
             "",
             "## How",
             f"`{RECIPE}`",
-            *[f"then `{recipe}`" for recipe in SITTINGS[1 : 1 + len(results["earlier"])]],
+            *[f"then `{recipe}`" for recipe in SITTINGS[1 : 1 + len(sittings)]],
             "",
             f"{history['seconds'][-1] / 3600:.2f} h ({results['machine']}), seed {SEED}"
-            + (f", after {earlier:.2f} h in earlier sittings: `{results['earlier']}`. " if earlier else ". "),
-            f"Best on validation at step {history['step'][best]}: {history['validation_psnr'][best]:.2f} dB.",
+            + (f", after {earlier:.2f} h in earlier sittings: `{sittings}`. " if earlier else ". "),
+            f"Best on validation at step {history['step'][best]}: {psnr[best]:.2f} dB."
+            + f" Validation PSNR was still rising at the last step, from {psnr[best - 1]:.2f} dB at step"
+            f" {history['step'][best - 1]}: training ended before it had stopped gaining." * rising,
+            "What each part of the recipe is worth: the table of the ablation, in",
+            "[results/ablation.json](../../benchmarks/results/ablation.json) (`python -m benchmarks.ablation`), drawn",
+            "in [notebook 04](../../notebooks/04_evaluation.ipynb).",
             "",
             "## Measured",
             "On test pairs (grains and regions never trained on); filters and boundary thresholds tuned on validation",
             "pairs, for each recipe apart. PSNR in dB, boundaries within 3 px; ± is half the 95 % interval by image.",
+            *["Rows named *short* are half as wide and were trained equally briefly: compare them with each other."]
+            * short,
             "",
-            *measured,
+            *told(rivals, "table", measured),
+            "What a mean over the image hides: PSNR (aligned) inside and outside local defects and on the band around",
+            "boundaries; variation of information of the segmented grains (split: invented boundaries, merge: lost",
+            "ones); and how far the mean grey of a grain's interior is from the input's once the result takes the",
+            "histogram of the input (Section III.b): median and 95th percentile.",
             "",
+            *told(rivals, "table", beside_psnr(table)),
             "Each defect alone on the truth: share of its visible pixels restored to within 0.1, and twins found",
             "beside it:",
             "",
-            *removed,
+            *told(rivals, "removal", removed(rivals.get("removal", ABSENT)["rows"])),
+            "### The annotated steel",
+            "Boundary F with defects added (all kinds but corrosion) at several strengths, as it is and at smaller",
+            "magnifications; regained: the share of the F that the defects cost which the network brings back.",
             "",
+            *told(
+                rivals,
+                "steel",
+                markdown(
+                    ["smaller by", "defects at", *(f"F, {name}" for name in methods), "regained"],
+                    [[*k, *map(v.get, methods), regained[k].get(OURS)] for k, v in f_steel.items()],
+                ),
+            ),
+            "### Large and small grains",
+            "Varied test pairs by the mean diameter of their grains.",
+            "",
+            *told(rivals, "magnification", markdown(sizes_of["columns"], sizes_of["rows"])),
+            "### Seconds a megapixel",
+            f"On {seconds.get('machine', 'one machine')}.",
+            "",
+            *told(rivals, "seconds", markdown(seconds["columns"], seconds["rows"])),
+            "## Where not to trust it",
+            *trust(uncertainty or {}),
             "## Targets",
-            *targets,
-            "",
+            *told(rivals, "targets", targets),
         ]
     )
 
@@ -195,7 +389,10 @@ def main() -> None:
     parser.add_argument("--card", action="store_true", help="write the model card and stop")
     arguments = parser.parse_args()
     if arguments.card:
-        write(SHIPPED.with_name("MODEL_CARD.md"), card(json.loads(RESULTS.read_text()), json.loads(RIVALS.read_text())))
+        pairs = arguments.directory / "pairs.zarr"
+        borrowed = borrowed_references(mdn.load_pairs(pairs, "test")) if pairs.exists() else {}
+        told = card(*(read_study(path) for path in (RESULTS, RIVALS, UNCERTAINTY)), borrowed)
+        write(SHIPPED.with_name("MODEL_CARD.md"), told)
         return
     directory = arguments.directory
     grown = directory / "grown"

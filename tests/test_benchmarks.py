@@ -191,16 +191,8 @@ def test_a_file_says_which_network_it_holds(tmp_path):
 
 def measured() -> dict[str, dict]:
     """Parts of rivals.json and uncertainty.json with one failure of each kind, and something that works beside it."""
-    values = [[20.0, 19.0, 21.0]] * 7 + [[0.031, 0.03, 0.032]] * 2
-    columns = [
-        "pairs",
-        "n",
-        "method",
-        "raw PSNR",
-        *list(shipped_weights.BESIDE)[:6],
-        "grain grey median",
-        "twin recall",
-    ]
+    values = [[20.0, 19.0, 21.0]] * 4 + [[0.031, 0.03, 0.032]]
+    columns = ["pairs", "n", "method", "raw PSNR", "PSNR on the band", "VoI merge", "twin recall", "grain grey median"]
     names = ("noisy", "closing (512)", "network", "DnCNN, short", "truth")
     full, less, none = [0.9, 0.8, 1.0], [0.5, 0.4, 0.6], [None, None, None]
     removal = [["speckle", 0.25, "noisy", full, full], ["speckle", 0.25, "network", less, less]]
@@ -229,10 +221,16 @@ def measured() -> dict[str, dict]:
     return {"rivals": parts, "uncertainty": unsure}
 
 
+@pytest.fixture(scope="module")
+def denoiser():
+    return rivals.mdn.load_denoiser()
+
+
 @pytest.fixture
-def written(monkeypatch):
+def written(monkeypatch, denoiser):
     """The card from parts of the studies; the training ended on its best step."""
     monkeypatch.setattr(shipped_weights, "hard_kinds", lambda: {"twins": 50.0})
+    monkeypatch.setattr(shipped_weights.mdn, "load_denoiser", lambda: denoiser)
     history = {"step": [200, 400], "seconds": [60.0, 120.0], "validation_psnr": [19.1, 19.4]}
     training = {"history": history, "machine": "one", "pairs": {"train": [24, 14]}}
 
