@@ -115,3 +115,8 @@ def test_a_demo_leaves_a_picture_where_there_is_no_front_end(smoke, name):
     page = (smoke / f"{name}.html").read_text()
     assert all(data["image/png"].strip()[:200].replace("\n", "") in page.replace("\n", "") for data in demos)
     assert "html-manager" not in page
+
+
+def test_evaluation_tells_the_network_beside_the_filters(smoke):
+    headline = json.loads((smoke / "04_evaluation.json").read_text())["headline"]
+    assert {"network, aligned PSNR", "gain over best filter, aligned PSNR", "gain over noisy, raw PSNR"} <= set(headline)

@@ -101,13 +101,18 @@ class Seen:
         return seconds
 
     def keep(self, name: str) -> None:
+        """A screenshot of the whole demo."""
+        size = self.page.viewport_size
+        self.page.set_viewport_size({"width": size["width"], "height": 2200})
         self.demo.scroll_into_view_if_needed()
+        self.page.wait_for_timeout(500)
         self.demo.screenshot(path=OUTPUT / f"{self.name}-{name}.png")
+        self.page.set_viewport_size(size)
 
-    def says(self, *words: str) -> None:
-        message = self.demo.locator(".mdn-message").first
+    def says(self, *words: str, where: str = "message") -> None:
+        """Wait until it does."""
         for word in words:
-            message.filter(has_text=word).wait_for()
+            self.demo.locator(f".mdn-{where}").first.filter(has_text=word).wait_for()
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +145,7 @@ def uploads(tmp_path_factory):
         image = (255 * stand_in("etched", (200, 240), key=jax.random.key(number))).astype(np.uint8)
         (folder / name).parent.mkdir(exist_ok=True)
         Image.fromarray(image).save(folder / name)
-    (folder / "notes.png").write_text("this is no image")
+    (folder / "notes.txt").write_text("this is no image")
     return folder
 
 
@@ -173,8 +178,9 @@ def test_training_on_your_own_alloy_is_watched_and_stopped(page, lab, uploads):
 def phase_field(seen, uploads, timed):
     timed["phase field: time"] = seen.follows(lambda: seen.drag("time", 0.9))
     seen.keep("late")
-    seen.follows(lambda: seen.drag("time", 0.1), number=0)
+    seen.follows(lambda: seen.drag("time", 0.1), number=1)  # the curves, drawn after the structure
     seen.keep("early")
+    seen.follows(lambda: seen.control("play").locator("button").first.click())
 
 
 def blend(seen, uploads, timed):
@@ -182,24 +188,32 @@ def blend(seen, uploads, timed):
     seen.keep("little magnitude")
     timed["blend: upload"] = seen.follows(lambda: seen.upload(uploads / "mine.png"))
     seen.keep("uploaded")
-    seen.upload(uploads / "notes.png")
-    seen.says("notes.png", "image")
+    seen.upload(uploads / "notes.txt")
+    seen.says("notes.txt", "accepted")
 
 
 def denoising(seen, uploads, timed):
     timed["denoising: swipe"] = seen.follows(lambda: seen.drag("position", 0.9))
     seen.keep("swiped")
+    seen.says("ASTM G", where="report")
     timed["denoising: upload"] = seen.follows(lambda: seen.upload(uploads / "mine.png"))
     seen.follows(lambda: seen.control("match").locator("input").click())
+    seen.says("no calibration", where="report")
+    seen.control("um_per_px").locator("input").fill("0.25")
+    seen.control("um_per_px").locator("input").press("Enter")
+    seen.says("ASTM G", where="report")
     seen.keep("uploaded")
-    seen.upload(uploads / "notes.png")
-    seen.says("notes.png", "image")
+    seen.control("save").click()
+    seen.says("Saved", "mine_denoised")
+    seen.upload(uploads / "notes.txt")
+    seen.says("notes.txt", "accepted")
     seen.keep("refused")
 
 
 def attention(seen, uploads, timed):
     timed["attention: block"] = seen.follows(lambda: seen.drag("block", 0.9))
     seen.keep("last block")
+    seen.follows(lambda: seen.upload(uploads / "mine.png"))
 
 
 DEMOS = {"01": phase_field, "02": blend, "04": denoising, "05": attention, "06": denoising}
