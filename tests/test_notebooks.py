@@ -119,4 +119,5 @@ def test_a_demo_leaves_a_picture_where_there_is_no_front_end(smoke, name):
 
 def test_evaluation_tells_the_network_beside_the_filters(smoke):
     headline = json.loads((smoke / "04_evaluation.json").read_text())["headline"]
-    assert {"network, aligned PSNR", "gain over best filter, aligned PSNR", "gain over noisy, raw PSNR"} <= set(headline)
+    told = {"network, aligned PSNR", "gain over best filter, aligned PSNR", "gain over noisy, raw PSNR"}
+    assert told <= set(headline)
