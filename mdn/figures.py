@@ -507,7 +507,7 @@ def plot_removed(before, after, *, um_per_px: float | int | None = None) -> Figu
     """What a denoiser took from an image: `before` - `after`, purple what was too bright and orange too dark."""
     change = _removed(_unit(before, "before"), _unit(after, "after"))
     limit = _reach(change)
-    fig, (ax,) = _grid(1, 1, change.shape, foot=0.55)
+    fig, (ax,) = _grid(1, 1, change.shape, foot=0.75)
     drawn = _draw(ax, change, REMOVED, um_per_px=um_per_px, cmap="PuOr", vmin=-limit, vmax=limit)
     fig.colorbar(drawn, ax=ax, label=GREYS, location="bottom", fraction=0.05, pad=0.02)
     return fig
