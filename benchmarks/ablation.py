@@ -98,20 +98,18 @@ def train(variant: Variant, directory: Path, seed: int, seconds: float | None, w
 
 def train_dncnn(data: tuple, validation: tuple, recipe: mdn.TrainingConfig, seconds: float, seed: int) -> tuple:
     """DnCNN for as many processor seconds, at the rate of `RATES` that validation pairs like best."""
-    clock, key, best = [], jax.random.key(seed), None
-    trial = replace(recipe, steps=14, evaluate_every=2)
-    options = {"key": key, "progress": False}
-    few = tuple(images[:2] for images in data)
-    report = {"report": lambda _: clock.append(time.process_time())}
-    mdn.fit(DnCNN(rngs=nnx.Rngs(seed)), data, few, config=trial, **options, **report)
-    steps = max(12, round(seconds / (clock[-1] - clock[1]) * 10))
-    for rate in RATES:
+
+    def run(rate: float, steps: int) -> tuple[float, nnx.Module, float]:
         model, start = DnCNN(rngs=nnx.Rngs(seed)), time.process_time()
         config = replace(recipe, steps=steps, evaluate_every=steps, learning_rate=rate)
-        history = mdn.fit(model, data, validation, config=config, **options)
-        if best is None or history.validation_psnr[-1] > best[0]:
-            best = history.validation_psnr[-1], model, time.process_time() - start
-    return best[1], steps, best[2]
+        history = mdn.fit(model, data, validation, config=config, key=jax.random.key(seed), progress=False)
+        return history.validation_psnr[-1], model, time.process_time() - start
+
+    short, long = (run(RATES[0], steps)[2] for steps in (20, 40))
+    once, one = 2 * short - long, (long - short) / 20  # compilation and evaluation; a step
+    steps = max(12, round((seconds - once) / one))
+    _, model, took = max((run(rate, steps) for rate in RATES), key=lambda found: found[0])
+    return model, steps, took
 
 
 def score(model: nnx.Module, directory: Path) -> dict[str, list[float]]:

@@ -63,7 +63,7 @@ from mdn.synthesis import stand_in
 
 RESULTS = Path(__file__).parent / "results" / "rivals.json"
 NETWORK, NOISY, TRUTH = "network", "noisy", "truth"
-SHORT = ("network, short", "no attention, short", "DnCNN, short")  # trained equally briefly by benchmarks.ablation
+SHORT = ("network, short", "no attention, short", "DnCNN, short")  # trained briefly by benchmarks.ablation
 EVERYWHERE = {"speckle", "illumination", "noise", "jpeg", "mottle"}  # kinds that have no inside and no outside
 SCRATCHES = ("deep_scratch", "faint_scratch")
 LOWER = {
@@ -436,7 +436,7 @@ def targets(parts: dict[str, Table]) -> Table:
         reach(f"{recipe}: aligned PSNR over the best filter (dB)", aligned, best[column["aligned PSNR"]][0])
         if over := gains.get((recipe, f"{SHORT[0]} - {SHORT[2]}")):
             low = over[column["aligned PSNR"]][1]
-            reach(f"{recipe}: aligned PSNR over DnCNN, equally briefly trained (dB, low end)", 0, low, strictly=True)
+            reach(f"{recipe}: aligned PSNR over DnCNN, both briefly trained (dB, low end)", 0, low, strictly=True)
         for name in ("boundary F", "precision"):
             reach(f"{recipe}: {name} over noisy (low end)", 0, noisy[column[name]][1], strictly=True)
         reach(f"{recipe}: recall over noisy", 0, noisy[column["recall"]][0])
