@@ -328,7 +328,7 @@ def card(results: dict, rivals: dict, uncertainty: dict | None = None, borrowed:
             "## Measured",
             "On test pairs (grains and regions never trained on); filters and boundary thresholds tuned on validation",
             "pairs, for each recipe apart. PSNR in dB, boundaries within 3 px; ± is half the 95 % interval by image.",
-            *["Rows named *short* are half as wide and were trained briefly (how long: the ablation): compare them with each other."]
+            *["Rows named *short* were trained briefly (how long: the ablation); compare them with each other."]
             * short,
             "",
             *told(rivals, "table", measured),
