@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from flax import nnx
 from IPython import get_ipython
+from IPython.display import HTML, display
 
 from mdn import figures, training
 from mdn.attention import attention_maps
@@ -43,6 +44,7 @@ LARGEST = 1024  # px a side of what is shown denoised: the middle of a larger mi
 CELLS = 160  # a side of the growing grains
 ASSUMED = 0.5  # um per pixel of what no microscope has seen
 MOST = 25_000_000  # px of an upload
+FIRST = "<i>Drawing the first pictures: some seconds. Interrupting the kernel stops it.</i>"
 DPI = {False: 120, True: 180}  # of pictures, by whether they are for a projector
 STYLE = """<style>
 .mdn-large { font-size: 21px; --jp-widgets-font-size: 21px; --jp-widgets-inline-height: 40px;
@@ -117,6 +119,7 @@ class Demo(ipw.VBox):
         self.progress, self._actions, self._drawings = progress or Progress(), dict(actions or {}), []
         self.threaded = getattr(get_ipython(), "kernel", None) is not None
         self._lock, self._changed, self._busy = threading.Lock(), set(), False
+        first = display(HTML(FIRST), display_id=True) if self.threaded else None
         shown = []
         for function, names in drawings:
             drawn = function(**self._values(names))
@@ -126,6 +129,8 @@ class Demo(ipw.VBox):
             self._show(place, drawn)
             shown.append(place)
         self.progress.end()
+        if first:
+            first.update(HTML(""))
         self.pictures = tuple(place for place in shown if isinstance(place, ipw.Image))
         self.reports = tuple(place for place in shown if isinstance(place, ipw.HTML))
         followed = {name for _, names in drawings for name in names} | {"projector"}

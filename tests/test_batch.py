@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import jax
 import numpy as np
+import psutil
 import pytest
 import tifffile
 from flax import nnx
@@ -284,3 +285,17 @@ def test_the_quality_figure_says_what_it_has():
         assert label in figure.axes[5].get_xlabel() and len(figure._repr_png_()) > 1000
         legend = [text.get_text() for text in figure.axes[4].get_legend().get_texts()]
         assert legend == ["before and after", "before only", "after only"]
+
+
+@pytest.mark.slow
+def test_two_hundred_files_in_flat_memory(tiny, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(200):
+        Image.fromarray(metal((64 + number % 3, 96), seed=number)).save(folder / f"{number:03d}.png")
+    resident, process = [], psutil.Process()
+    for record in batch.denoise_folder(tiny, batch.find_micrographs(folder), tmp_path / "out", key=KEY, passes=2):
+        assert record["status"] == "done"
+        resident.append(process.memory_info().rss / 2**20)
+    assert len(resident) == 200
+    assert resident[-1] < resident[50] + 150  # MiB
