@@ -261,7 +261,7 @@ def test_card_tells_what_was_found_and_where_it_fails(written):
     ):
         assert line in text, line
     assert "only weakly" in text and "80 % (should be)" in text and "be: grass." in text
-    assert "20 of the 79 varied" in text and "results/ablation.json" in text and "equally briefly" in text
+    assert "20 of the 79 varied" in text and "results/ablation.json" in text and "trained briefly" in text
     assert "still rising at the last step, from 19.10 dB" in text
     assert "still rising" not in written(found["rivals"], psnr=(19.4, 19.1))
 

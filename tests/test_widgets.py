@@ -6,6 +6,7 @@ import io
 import struct
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import ipywidgets
 import jax
@@ -42,6 +43,12 @@ def denoising(denoiser, tmp_path, monkeypatch):
     monkeypatch.delenv("MDN_MICROGRAPHS", raising=False)
     image = Micrograph(pixels=np.random.default_rng(1).random((48, 64), np.float32), um_per_px=0.5)
     return widgets.explore_denoising(denoiser, image, save_to=tmp_path)
+
+
+def awaited(coroutine):
+    """Its result, from a loop in a thread of its own: a browser's may be running in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
 
 
 def changed(demo, name, value) -> list[bool]:
@@ -312,7 +319,7 @@ def test_a_training_is_watched_and_stopped(monkeypatch):
     model = DenoisingNetwork(NetworkConfig(width=4, blocks=1), rngs=nnx.Rngs(0))
     config = TrainingConfig(steps=60, batch=2, crop=16, evaluate_every=2)
     options = {"config": config, "key": jax.random.key(0), "progress": False}
-    history = asyncio.run(watch.fit(model, pairs, pairs, **options))
+    history = awaited(watch.fit(model, pairs, pairs, **options))
     assert 4 <= history.step[-1] <= 5 and watch.stopped and watch.button.disabled
     assert watch.button.description == "Stopped"
     assert all(picture.startswith(PNG) for picture in seen) and seen[0] != seen[1]
@@ -324,7 +331,7 @@ def test_a_training_that_ends_by_itself_was_not_stopped():
     pairs = rng.random((2, 24, 24), np.float32), rng.random((2, 24, 24), np.float32)
     model = DenoisingNetwork(NetworkConfig(width=4, blocks=1), rngs=nnx.Rngs(0))
     config = TrainingConfig(steps=2, batch=2, crop=16, evaluate_every=2)
-    asyncio.run(watch.fit(model, pairs, pairs, config=config, key=jax.random.key(0), progress=False))
+    awaited(watch.fit(model, pairs, pairs, config=config, key=jax.random.key(0), progress=False))
     assert not watch.stopped and watch.button.disabled and watch.button.description == "Done"
 
 
@@ -333,5 +340,5 @@ def test_a_training_that_fails_is_stopped_and_told():
     model = DenoisingNetwork(NetworkConfig(width=4, blocks=1), rngs=nnx.Rngs(0))
     none = np.zeros((0, 24, 24), np.float32)
     with pytest.raises(ValueError, match="train must be"):
-        asyncio.run(watch.fit(model, (none, none), (none, none), key=jax.random.key(0), progress=False))
+        awaited(watch.fit(model, (none, none), (none, none), key=jax.random.key(0), progress=False))
     assert watch.stopped

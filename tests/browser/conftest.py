@@ -38,7 +38,7 @@ def find_browser(playwright) -> str | None:
     return next((path for path in found if path and Path(path).exists()), None)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser():
     """Chromium, headless."""
     from playwright.sync_api import sync_playwright
@@ -60,7 +60,7 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_sep("=", text, yellow=True, bold=True)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def lab(tmp_path_factory):
     """A JupyterLab server in a folder of its own: copies of the notebooks, in small, their demos shown.
 
