@@ -33,7 +33,7 @@ from mdn.training import predict
 RESULTS = Path(__file__).parent / "results" / "ablation.json"
 SMALL = replace(PAIRS, n_pairs=375, n_test=0, n_runs=250)
 BUDGET = {"steps": 500, "crop": 96, "learning_rate": 2e-3, "average": 0.98, "evaluate_every": 500}
-KEPT = {"best": "network_short", "DnCNN, same seconds": "DnCNN_short", "no attention": "no_attention_short"}
+KEPT = {"best": "network_short", "DnCNN": "DnCNN_short", "no attention": "no_attention_short"}
 RATES = (5e-4, 1e-3, 2e-3)  # of DnCNN
 TUNED_ON, TESTED_ON = 16, 40  # validation pairs for boundary thresholds; test pairs of each kind
 COLUMNS = ("raw PSNR", "aligned PSNR", "SSIM", "boundary F")
@@ -51,7 +51,7 @@ class Variant:
 
 VARIANTS = {
     "best": Variant(),
-    "DnCNN, same seconds": Variant(dncnn=True),
+    "DnCNN": Variant(dncnn=True),
     "no attention": Variant({"attention": False}),
     "gate as printed (LeakyReLU)": Variant({"gate": "leaky_relu"}),
     "no FFT blend": Variant(without=("blend",)),

@@ -31,7 +31,15 @@ from mdn.figures import plot_quality
 from mdn.grains import grain_size, segment_grains
 from mdn.inference import Denoiser
 from mdn.metrics import label_boundaries
-from mdn.micrographs import SUFFIXES, Micrograph, grey_range, luminance, read_micrograph, write_micrograph
+from mdn.micrographs import (
+    SUFFIXES,
+    Micrograph,
+    grey_range,
+    luminance,
+    micrographs_in,
+    read_micrograph,
+    write_micrograph,
+)
 from mdn.network import write_whole
 from mdn.uncertainty import familiarity, uncertainty_map
 
@@ -175,9 +183,7 @@ def _warnings(record: dict, bar: np.ndarray, field: tuple, denoiser: Denoiser, s
 
 def find_micrographs(folder: str | os.PathLike) -> list[Path]:
     """The TIFF, PNG and JPEG files of a folder, by name; hidden ones are left out. ValueError where there are none."""
-    folder = Path(folder)
-    found = [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES] if folder.is_dir() else []
-    found = sorted(p for p in found if not p.name.startswith("."))
+    found, folder = micrographs_in(folder), Path(folder)
     if not found:
         raise ValueError(f"input_dir: {folder.resolve()}; accepted: a folder with {', '.join(SUFFIXES)} files")
     return found

@@ -236,7 +236,7 @@ def load_references(split: str, *, real: bool = True, folder: str | Path | None 
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
     if folder is not None:
-        found = sorted(p for p in Path(folder).glob("*") if p.suffix.lower() in micrographs.SUFFIXES)
+        found = micrographs.micrographs_in(folder)
         if len(found) < len(OWN_SPLITS):
             raise ValueError(
                 f"folder must hold at least {len(OWN_SPLITS)} {', '.join(micrographs.SUFFIXES)} files, "

@@ -279,6 +279,12 @@ def _pillow_pixels(image: Image.Image) -> np.ndarray:
     return np.array(image)
 
 
+def micrographs_in(folder: str | os.PathLike) -> list[Path]:
+    """The TIFF, PNG and JPEG files of a folder, by name; hidden ones are left out. Empty where there is no folder."""
+    found = [p for p in Path(folder).glob("*") if p.suffix.lower() in SUFFIXES]
+    return sorted(p for p in found if not p.name.startswith("."))
+
+
 def write_micrograph(path: str | os.PathLike, pixels: np.ndarray, like: Micrograph | None = None) -> None:
     """Write pixels in the format that the suffix names, with the calibration and the description of `like`.
 

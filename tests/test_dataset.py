@@ -143,6 +143,7 @@ def own(folder, n=5, size=96):
     for i in range(n):
         write_micrograph(folder / f"{i}.png", rng.integers(0, 255, (size, size), np.uint8))
     (folder / "notes.txt").write_text("no micrograph")
+    (folder / "._0.png").write_text("a Mac's")
     return folder
 
 

@@ -169,7 +169,7 @@ def test_training_on_your_own_alloy_is_watched_and_stopped(page, lab, uploads):
     watch.screenshot(path=OUTPUT / "own_alloy-watch.png")
     watch.locator(".mdn-stop").click()
     wait_for_all(page)
-    kept = lab.folder / "runs/own/work/own_alloy/trained.safetensors"
+    kept = lab.folder.joinpath("runs", "own", "work", "own_alloy", "trained.safetensors")
     report = json.loads((lab.folder / "runs/own/03_training.json").read_text())
     assert kept.stat().st_size > 1_000_000 and 0 < report["headline"]["steps"] < 400
     page.screenshot(path=OUTPUT / "own_alloy-page.png")
