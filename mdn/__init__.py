@@ -13,7 +13,8 @@ Data flows down this list:
 | `metrics`       | PSNR, SSIM, boundaries                           | beyond           | 04       |
 | `network`       | the attention-residual network                   | II.B, Fig. 3     | 03       |
 | `training`      | loss, Adam, checkpoints                          | Eq. 11           | 03       |
-| `inference`     | `load_denoiser`                                  | III.b, Fig. 4    | 04, 06   |
+| `inference`     | `load_denoiser`, tiles                           | III.b, Fig. 4    | 04, 06   |
+| `large`         | images larger than memory                        | beyond           | -        |
 | `attention`     | channel weights and spatial maps                 | I                | 05       |
 | `uncertainty`   | where not to trust the result                    | beyond           | 06       |
 | `grains`        | segmentation, ASTM grain size                    | III.b            | 04, 06   |
@@ -39,6 +40,7 @@ _HOME = {
     "network": ("DenoisingNetwork", "NetworkConfig", "load_weights", "save_weights"),
     "training": ("History", "TrainingConfig", "fit"),
     "inference": ("Denoiser", "load_denoiser"),
+    "large": ("denoise_large",),
     "attention": ("attention_maps",),
     "uncertainty": ("familiarity", "uncertainty_map"),
     "grains": ("grain_size", "segment_grains"),

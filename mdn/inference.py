@@ -1,24 +1,56 @@
-"""Denoising a micrograph (Section III.b): any size, colour and dtype kept, histogram matched to the input."""
+"""Denoising a micrograph (Section III.b): any size, colour and dtype kept, histogram matched to the input.
+
+A large image is worked on in tiles. A cell of the last feature map sees `REACH` cells around it, which is what tiles
+overlap by; the attention's mean over the image (Eq. 5) is taken over all tiles before any goes on to the next block.
+Tiles and small images are laid on grids of a few sizes, `SIDES`, so that a new size of image seldom compiles anew.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from collections.abc import Callable
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float
+from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 from skimage.exposure import match_histograms
 
 from mdn.micrographs import check_image, from_float, grey_range, luminance, to_float, with_luminance
-from mdn.network import DenoisingNetwork, load_weights, read_metadata, stretch
+from mdn.network import DenoisingNetwork, folded, load_weights, read_metadata, stretch, stretch_limits
 
 SHIPPED = Path(__file__).parent / "weights" / "denoiser.safetensors"
+SIDES = (*range(32, 257, 32), *range(320, 513, 64), *range(640, 1025, 128))  # cells of a grid, features' resolution
+LARGEST = 512  # cells a side
+HELD = 16  # tiles whose features are held in memory from block to block
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A part of an image, in cells of the features: `core` is what it gives of the result, seen on a grid of size
+    `sides` whose first cell is `start` of the image, outside it where negative."""
+
+    core: tuple[slice, slice]
+    start: tuple[int, int]
+    sides: tuple[int, int]
+
+
+def tiles(shape: tuple[int, int], reach: int, largest: int = LARGEST) -> list[Tile]:
+    """The tiles of an image of `shape` cells: on grids of at most `largest` a side, overlapping by `reach`."""
+    axes = []
+    for n in shape:
+        rim = reach if n > largest else 0
+        core = -(-n // -(-n // (largest - 2 * rim)))
+        side = next((s for s in SIDES if s >= core + 2 * rim), core + 2 * rim)
+        axes.append([(slice(a, min(a + core, n)), a - rim, side) for a in range(0, n, core)])
+    return [Tile(*zip(*pair, strict=True)) for pair in itertools.product(*axes)]
 
 
 class Denoiser:
@@ -33,31 +65,43 @@ class Denoiser:
         self.network, self.metadata = network, metadata or {}
 
     @cached_property
-    def _apply(self):
-        graph, state = nnx.split(nnx.view(self.network, deterministic=True, use_running_average=True))
-        apply = jax.jit(lambda state, x: nnx.merge(graph, state)(x[None, :, :, None])[0, :, :, 0])
-        return lambda image: np.asarray(apply(state, image))
+    def _folded(self):
+        """Graph and state of the network's parts, batch norms folded; a compiled block serves all blocks."""
+        network = folded(self.network)
+        return [nnx.split(part) for part in (network, *network.blocks)]
+
+    @property
+    def reach(self) -> int:
+        """Cells around a cell that its result depends on: one a convolution."""
+        return 2 * len(self.network.blocks) + 5
 
     def restore(
-        self, grey: Float[np.ndarray, "h w"], *, report: Callable[[float], None] | None = None
+        self,
+        grey: Float[np.ndarray, "h w"],
+        *,
+        report: Callable[[float], None] | None = None,
+        exact: bool = False,
+        largest: int = LARGEST,
+        out: Float[np.ndarray, "h w"] | None = None,
     ) -> Float[np.ndarray, "h w"]:
         """The network's own intensities in [0, 1] for a luminance in [0, 1], its 1-99 % range stretched first.
 
         A constant luminance has nothing in it to restore and comes back as it is.
-        report: called with the share done after each part of the network; what it raises stops the work.
+
+        Args:
+            grey: the luminance; a memory map will do, it is read tile by tile.
+            report: called with the share done after each part of the work; what it raises stops it.
+            exact: whether the attention's mean (Eq. 5) is that of the whole image, for which a tile is gone through
+                once a block; else that of `HELD` tiles spread over it, and a tile is gone through once. Images of
+                up to `HELD` tiles (16 megapixels at scale 2) are held in memory, exact and gone through once.
+            largest: side of a tile's grid, in cells.
+            out: float32 array to write to, a memory map say.
         """
+        output = np.empty(grey.shape, np.float32) if out is None else out
         if grey.min() == grey.max():
-            return grey.astype(np.float32)
-        if report is None:
-            return self._apply(stretch(grey))
-        network = nnx.view(self.network, deterministic=True, use_running_average=True)
-        parts = len(network.blocks) + 2
-        x = _encode(network, jnp.asarray(stretch(grey))[None, :, :, None])
-        for done, block in enumerate(network.blocks, start=1):
-            report(done / parts)
-            x = _block(block, x).block_until_ready()
-        report(1 - 1 / parts)
-        return np.asarray(_decode(network, x, grey.shape)[0, :, :, 0])
+            output[:] = grey
+            return output
+        return _Run(self, grey, largest, report).restored(exact, output)
 
     def __call__(self, image: ArrayLike, *, match_histogram: bool = True) -> np.ndarray:
         """Denoise a micrograph.
@@ -87,27 +131,116 @@ class Denoiser:
     @staticmethod
     def finish(image: np.ndarray, clean: Float[np.ndarray, "h w"], *, match_histogram: bool = True) -> np.ndarray:
         """The result for a micrograph of which `restore` made `clean`: greys matched, chroma and dtype kept."""
-        grey = luminance(image)
         if match_histogram:
-            clean = match_histograms(clean, grey).astype(np.float32)
-        if image.ndim == 3:
-            clean = with_luminance(to_float(image), clean)
-        return from_float(clean, image.dtype, grey_range(image))
+            clean = match_histograms(clean, luminance(image)).astype(np.float32)
+        return finished(to_float(image), clean, image.dtype, grey_range(image))
 
 
-@nnx.jit
-def _encode(network, image):
-    return network.encode(image)
+def finished(image: np.ndarray, clean: Float[np.ndarray, "h w"], dtype, levels: tuple[float, float]) -> np.ndarray:
+    """`clean` with the chroma of `image`, both in [0, 1], in a dtype whose black and white are `levels`."""
+    return from_float(with_luminance(to_float(image), clean) if image.ndim == 3 else clean, dtype, levels)
 
 
-@nnx.jit
-def _block(block, x):
-    return block(x)
+class _Run:
+    """One image on its way through the network."""
+
+    def __init__(self, denoiser: Denoiser, grey: np.ndarray, largest: int, report: Callable[[float], None] | None):
+        self.network, self.grey, self.report = denoiser.network, grey, report or (lambda share: None)
+        self.whole, *self.blocks = denoiser._folded
+        self.scale, self.limits = self.network.config.scale, stretch_limits(grey)
+        self.shape = tuple(-(-n // self.scale) for n in grey.shape)
+        self.tiles = tiles(self.shape, denoiser.reach, largest)
+        one = jnp.ones((1, self.network.config.width))
+        self.weights = [one] if self.network.config.attention else [one] * (len(self.blocks) + 1)
+        self.held: dict[int, tuple[Array, Array, int]] = {}
+        self.done = 0
+
+    def restored(self, exact: bool, output: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
+        """The result, written to `output`; the attention's weights first, block by block."""
+        count, n = len(self.tiles), len(self.blocks)
+        hold = count <= HELD or not exact
+        chosen = range(count) if exact or count <= HELD else [i * (count - 1) // (HELD - 1) for i in range(HELD)]
+        missing = n + 1 - len(self.weights)
+        self.work = count * (n + 1) + (0 if hold else count * missing * (missing + 1) // 2)
+        cells = sum(math.prod(c.stop - c.start for c in self.tiles[i].core) for i in chosen)
+        for block in self.network.blocks[:missing]:
+            pooled = sum(self.features(i, hold)[1] for i in chosen) / cells
+            self.weights.append(block.attention.gated(pooled))
+        for i, tile in enumerate(self.tiles):
+            x, _ = self.features(i, False)
+            image = np.asarray(_decode(*self.whole, x, self.weights[-1], self.bounds(tile)[0]))
+            (rows, columns), s = tile.core, self.scale
+            part = output[rows.start * s : rows.stop * s, columns.start * s : columns.stop * s]
+            top, left = ((c.start - start) * s for c, start in zip(tile.core, tile.start, strict=True))
+            part[:] = image[top : top + part.shape[0], left : left + part.shape[1]]
+            self.tick()
+        return output
+
+    def features(self, index: int, hold: bool) -> tuple[Float[Array, "1 _h _w c"], Float[Array, "1 c"]]:
+        """x_res of a tile's last block that known weights lead to, and its sum over the core."""
+        tile = self.tiles[index]
+        inside, core = self.bounds(tile)
+        x, total, done = self.held.pop(index, (None, None, 0))
+        if x is None:
+            x = _encode(*self.whole, self.seen(tile), inside)
+        for (graph, state), y in list(zip(self.blocks, self.weights, strict=False))[done:]:
+            x, total = _residual(graph, state, x, y, inside, core)
+            x.block_until_ready()
+            self.tick()
+        if hold:
+            self.held[index] = x, total, min(len(self.weights), len(self.blocks))
+        return x, total
+
+    def tick(self) -> None:
+        self.done += 1
+        self.report(self.done / self.work)
+
+    def bounds(self, tile: Tile) -> tuple[np.ndarray, np.ndarray]:
+        """First and last row and column, on the tile's grid, of the image and of the tile's core."""
+        inside = [
+            (max(0, -start), min(side, n - start))
+            for start, side, n in zip(tile.start, tile.sides, self.shape, strict=True)
+        ]
+        core = [(c.start - start, c.stop - start) for c, start in zip(tile.core, tile.start, strict=True)]
+        return np.array(inside, np.int32), np.array(core, np.int32)
+
+    def seen(self, tile: Tile) -> Float[np.ndarray, "1 _h _w 1"]:
+        """The tile's grid of pixels, stretched; 0 around the image."""
+        s, inside = self.scale, self.bounds(tile)[0]
+        image = np.zeros([n * s for n in tile.sides], np.float32)
+        (top, bottom), (left, right) = inside * s
+        row, column = (start * s for start in tile.start)
+        part = stretch(self.grey[row + top : row + bottom, column + left : column + right], self.limits)
+        short = [(0, n - m) for n, m in zip((bottom - top, right - left), part.shape, strict=True)]
+        image[top:bottom, left:right] = np.pad(part, short, mode="edge")
+        return image[None, :, :, None]
 
 
-@nnx.jit(static_argnums=2)
-def _decode(network, x, shape):
-    return network.decode(x, shape)
+def _within(bounds: Int[Array, "2 2"], shape: tuple[int, int]) -> Float[Array, "1 _h _w 1"]:
+    """1 within the bounds, 0 elsewhere."""
+    rows, columns = ((jnp.arange(n) >= b[0]) & (jnp.arange(n) < b[1]) for n, b in zip(shape, bounds, strict=True))
+    return (rows[:, None] & columns[None, :]).astype(jnp.float32)[None, :, :, None]
+
+
+@partial(jax.jit, static_argnums=0)
+def _encode(graph, state, image, inside):
+    network = nnx.merge(graph, state)
+    s = network.config.scale
+    return network.encode(image, _within(inside, (image.shape[1] // s, image.shape[2] // s)))
+
+
+@partial(jax.jit, static_argnums=0)
+def _residual(graph, state, x, y, inside, core):
+    """x_res of a block from the one before and its weights, x_att = x_res y (Eqs. 4, 6), and its sum for Eq. 5."""
+    x = nnx.merge(graph, state).residual(x * y[:, None, None, :], _within(inside, x.shape[1:3]))
+    return x, (x * _within(core, x.shape[1:3])).sum(2).sum(1)
+
+
+@partial(jax.jit, static_argnums=0)
+def _decode(graph, state, x, y, inside):
+    network = nnx.merge(graph, state)
+    shape = tuple(n * network.config.scale for n in x.shape[1:3])
+    return network.decode(x * y[:, None, None, :], shape, _within(inside, x.shape[1:3]))[0, :, :, 0]
 
 
 def load_denoiser(path: str | Path | None = None) -> Denoiser:

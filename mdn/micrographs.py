@@ -181,10 +181,10 @@ def _check_size(n_bytes: int, max_bytes: int) -> None:
 def _read_tiff(path: Path, max_bytes: int) -> Micrograph:
     with tifffile.TiffFile(path) as tif:
         page = tif.pages[0]
-        _check_tiff(tif, page, max_bytes)
+        check_tiff(tif, page, max_bytes)
         metadata = {"format": "TIFF", "description": page.description, "n_pages": len(tif.pages)}
         metadata |= {tag: page.tags[tag].value for tag in KEPT_TAGS if tag in page.tags}
-        um_per_px = _tiff_calibration(tif, page)
+        um_per_px = tiff_calibration(tif, page)
         plain = page.photometric.name in ("MINISBLACK", "MINISWHITE", "RGB")
         packed = page.compression.name in ("NONE", "ADOBE_DEFLATE", "DEFLATE")
         if plain and packed:
@@ -208,7 +208,7 @@ def _read_tiff(path: Path, max_bytes: int) -> Micrograph:
     return Micrograph(pixels=np.ascontiguousarray(pixels), um_per_px=um_per_px, metadata=metadata)
 
 
-def _check_tiff(tif: tifffile.TiffFile, page: tifffile.TiffPage, max_bytes: int) -> None:
+def check_tiff(tif: tifffile.TiffFile, page: tifffile.TiffPage, max_bytes: int) -> None:
     """Refuse what would take too much memory, and strips or tiles that are not there: tifffile would fill in 0."""
     one = -(-max(page.bitspersample, 1) // 8)
     rows, *others = page.chunks
@@ -233,7 +233,7 @@ def _check_tiff(tif: tifffile.TiffFile, page: tifffile.TiffPage, max_bytes: int)
                 raise ValueError("a strip or tile that unpacks to more than its size")
 
 
-def _tiff_calibration(tif: tifffile.TiffFile, page: tifffile.TiffPage) -> float | None:
+def tiff_calibration(tif: tifffile.TiffFile, page: tifffile.TiffPage) -> float | None:
     x, y = ((page.tags[tag].value if tag in page.tags else (0, 1)) for tag in ("XResolution", "YResolution"))
     x, y = (a / b if b else 0.0 for a, b in (x, y))  # pixels a unit
     if tif.is_ome:
@@ -320,10 +320,15 @@ def write_micrograph(path: str | os.PathLike, pixels: np.ndarray, like: Microgra
 
 
 def _write_tiff(path: Path, pixels: np.ndarray, like: Micrograph) -> None:
+    tifffile.imwrite(path, pixels, **tiff_tags(pixels.shape, like))
+
+
+def tiff_tags(shape: tuple[int, ...], like: Micrograph) -> dict:
+    """What tifffile is to write beside pixels of this shape: the calibration and description of `like`."""
     known, um_per_px = like.metadata, like.um_per_px
-    same = (known.get("n_pages"), known.get("shape"), known.get("um_per_px")) == (1, pixels.shape, um_per_px)
+    same = (known.get("n_pages"), known.get("shape"), known.get("um_per_px")) == (1, shape, um_per_px)
     text = str(known.get("description", ""))
-    tags = {"metadata": None, "photometric": "rgb" if pixels.ndim == 3 else "minisblack"}
+    tags = {"metadata": None, "photometric": "rgb" if len(shape) == 3 else "minisblack"}
     if not same and text.lstrip().startswith(("<", "{", "ImageJ=")):
         text = ""  # OME or ImageJ would go on speaking of the other pages or of the other scale
     if same and "XResolution" in known and "YResolution" in known:
@@ -334,7 +339,7 @@ def _write_tiff(path: Path, pixels: np.ndarray, like: Micrograph) -> None:
     elif um_per_px:
         tags |= {"resolution": (1e4 / um_per_px,) * 2, "resolutionunit": "CENTIMETER"}
     tags |= {tag.lower(): known[tag] for tag in ("Software", "DateTime") if tag in known}
-    tifffile.imwrite(path, pixels, description=text.encode() or None, **tags)
+    return tags | {"description": text.encode() or None}
 
 
 def _write_pillow(path: Path, pixels: np.ndarray, like: Micrograph) -> None:

@@ -23,6 +23,8 @@ from jaxtyping import Array, Float
 from safetensors import safe_open
 from safetensors.numpy import save
 
+Inside = Float[Array, "1 _h _w 1"] | None
+
 GATES = {"sigmoid": jax.nn.sigmoid, "leaky_relu": partial(jax.nn.leaky_relu, negative_slope=0.2)}
 
 
@@ -118,14 +120,27 @@ class Conv(nnx.Module):
 
 
 class ConvUnit(nnx.Module):
-    """sigma(BN(Conv_3x3(x))): the unit of which Eqs. 2-4, 8 and 9 are made, sigma a LeakyReLU of slope 0.2."""
+    """sigma(BN(Conv_3x3(x))): the unit of which Eqs. 2-4, 8 and 9 are made, sigma a LeakyReLU of slope 0.2.
+
+    Here and in what is made of it, `inside` is 1 on the image and 0 around it: an image laid on a larger grid is
+    then padded with zeros before every convolution, as it is on its own.
+    """
 
     def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
         self.conv = Conv(inputs, outputs, rngs=rngs)
         self.norm = nnx.BatchNorm(outputs, momentum=0.9, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "n h w i"]) -> Float[Array, "n h w o"]:
-        return jax.nn.leaky_relu(self.norm(self.conv(x)), 0.2)
+    def __call__(self, x: Float[Array, "n h w i"], inside: Inside = None) -> Float[Array, "n h w o"]:
+        y = self.conv(x)
+        y = jax.nn.leaky_relu(y if self.norm is None else self.norm(y), 0.2)
+        return y if inside is None else y * inside
+
+    def fold(self) -> None:
+        """Take the batch norm of evaluation into the convolution before it."""
+        scale = self.norm.scale[...] / jnp.sqrt(self.norm.var[...] + self.norm.epsilon)
+        self.conv.kernel = nnx.Param(self.conv.kernel[...] * scale.reshape(1, 1, 1, -1))
+        self.conv.bias = nnx.data(nnx.Param(self.norm.bias[...] - self.norm.mean[...] * scale))
+        self.norm = None
 
 
 class FeatureExtraction(nnx.Module):
@@ -139,8 +154,8 @@ class FeatureExtraction(nnx.Module):
         self.first = ConvUnit(inputs, width, rngs=rngs)
         self.second = ConvUnit(width, width, rngs=rngs)
 
-    def __call__(self, image: Float[Array, "n h w i"]) -> Float[Array, "n h w c"]:
-        return self.second(self.first(image))
+    def __call__(self, image: Float[Array, "n h w i"], inside: Inside = None) -> Float[Array, "n h w c"]:
+        return self.second(self.first(image, inside), inside)
 
 
 class ChannelAttention(nnx.Module):
@@ -159,7 +174,10 @@ class ChannelAttention(nnx.Module):
 
     def weights(self, x: Float[Array, "n h w c"]) -> Float[Array, "n c"]:
         """y of Eq. 5."""
-        pooled = x.mean((1, 2))
+        return self.gated(x.mean((1, 2)))
+
+    def gated(self, pooled: Float[Array, "n c"]) -> Float[Array, "n c"]:
+        """y of Eq. 5 from GAP(x_res)."""
         return GATES[self.gate](self.excite(jax.nn.leaky_relu(self.squeeze(pooled), 0.2)))
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
@@ -181,9 +199,9 @@ class AttentionResidualBlock(nnx.Module):
         )
         self.dropout = nnx.Dropout(config.dropout, rngs=rngs)
 
-    def residual(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+    def residual(self, x: Float[Array, "n h w c"], inside: Inside = None) -> Float[Array, "n h w c"]:
         """x_res of Eq. 4."""
-        return x + self.second(self.first(x))
+        return x + self.second(self.first(x, inside), inside)
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
         x = self.residual(x)
@@ -203,8 +221,8 @@ class Reconstruction(nnx.Module):
         self.second = ConvUnit(width, width, rngs=rngs)
         self.output = Conv(width, outputs, bias=True, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w o"]:
-        return jax.nn.sigmoid(self.output(self.second(self.first(x))))
+    def __call__(self, x: Float[Array, "n h w c"], inside: Inside = None) -> Float[Array, "n h w o"]:
+        return jax.nn.sigmoid(self.output(self.second(self.first(x, inside), inside)))
 
 
 class DenoisingNetwork(nnx.Module):
@@ -217,18 +235,20 @@ class DenoisingNetwork(nnx.Module):
         self.blocks = nnx.List([AttentionResidualBlock(config, rngs=rngs) for _ in range(config.blocks)])
         self.reconstruction = Reconstruction(config.width, config.scale**2, rngs=rngs)
 
-    def encode(self, image: Float[Array, "n h w 1"]) -> Float[Array, "n _hs _ws c"]:
+    def encode(self, image: Float[Array, "n h w 1"], inside: Inside = None) -> Float[Array, "n _hs _ws c"]:
         """x_1 of Eq. 3, on a grid `scale` times coarser: [n, ceil(h / scale), ceil(w / scale), width]."""
         s, (n, h, w, _) = self.config.scale, image.shape
         if s > 1:
             image = jnp.pad(image, ((0, 0), (0, -h % s), (0, -w % s), (0, 0)), mode="edge")
             rows, columns = image.shape[1] // s, image.shape[2] // s
             image = image.reshape(n, rows, s, columns, s).transpose(0, 1, 3, 2, 4).reshape(n, rows, columns, s * s)
-        return self.features(image)
+        return self.features(image, inside)
 
-    def decode(self, x: Float[Array, "n _hs _ws c"], shape: tuple[int, int]) -> Float[Array, "n h w 1"]:
+    def decode(
+        self, x: Float[Array, "n _hs _ws c"], shape: tuple[int, int], inside: Inside = None
+    ) -> Float[Array, "n h w 1"]:
         """I_clean of Eq. 10 from the last features, for an image of `shape` (h, w)."""
-        s, image = self.config.scale, self.reconstruction(x)
+        s, image = self.config.scale, self.reconstruction(x, inside)
         if s > 1:
             n, rows, columns, _ = image.shape
             image = image.reshape(n, rows, columns, s, s).transpose(0, 1, 3, 2, 4)
@@ -240,6 +260,22 @@ class DenoisingNetwork(nnx.Module):
         for block in self.blocks:
             x = block(x)
         return self.decode(x, image.shape[1:3])
+
+
+def folded(network: DenoisingNetwork) -> DenoisingNetwork:
+    """The evaluated network without its batch norms and dropout.
+
+    Each norm's scale and shift are taken into the kernel and bias of the convolution before it, so that
+
+        BN(Conv(x)) = gamma (Conv(x) - mu) / sqrt(v + epsilon) + beta
+
+    is one convolution. For inference alone: it cannot be trained or saved.
+    """
+    network = nnx.clone(network)
+    for part in (network.features, *network.blocks, network.reconstruction):
+        part.first.fold()
+        part.second.fold()
+    return nnx.view(network, deterministic=True)
 
 
 def count_parameters(model: nnx.Module) -> int:
@@ -357,12 +393,18 @@ def load_weights(path: str | Path) -> DenoisingNetwork:
     return model
 
 
-def stretch(image: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
-    """The image's 1-99 % grey range laid on [0, 1]: what the network sees, whatever the exposure.
+def stretch_limits(image: Float[np.ndarray, "h w"]) -> tuple[float, float]:
+    """The grey levels that `stretch` lays on 0 and 1."""
+    low, high = np.percentile(image, (1, 99))
+    return float(low), float(high)
+
+
+def stretch(image: Float[np.ndarray, "h w"], limits: tuple[float, float] | None = None) -> Float[np.ndarray, "h w"]:
+    """The image's 1-99 % grey range (or the limits given) laid on [0, 1]: what the network sees, whatever the exposure.
 
     A constant image comes back as 0.5.
     """
-    low, high = np.percentile(image, (1, 99))
+    low, high = limits or stretch_limits(image)
     if high - low < 1e-6:
         return np.full(image.shape, 0.5, np.float32)
     return np.clip((image - low) / (high - low), 0, 1).astype(np.float32)

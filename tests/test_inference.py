@@ -4,13 +4,15 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 import mdn
 from mdn.attention import attention_maps
-from mdn.inference import load_denoiser
+from mdn.inference import LARGEST, Denoiser, load_denoiser, tiles
+from mdn.network import folded, stretch
 from mdn.uncertainty import familiarity, uncertainty_map
 
 KEY = jax.random.key(0)
@@ -35,14 +37,87 @@ def test_shape_and_dtype_are_kept(denoiser, shape, dtype):
 def test_restoring_can_be_watched_and_stopped(denoiser):
     grey, shares = picture((31, 45), np.float32), []
     clean = denoiser.restore(grey, report=shares.append)
-    np.testing.assert_allclose(clean, denoiser.restore(grey), atol=1e-5)
-    assert shares == sorted(shares) and shares[0] > 0 and shares[-1] < 1 and len(shares) == 3  # two blocks, the end
+    np.testing.assert_array_equal(clean, denoiser.restore(grey))
+    assert shares == [1 / 3, 2 / 3, 1]  # two blocks, the end
 
     def stop(share):
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
         denoiser.restore(grey, report=stop)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A network of scale 2 whose batch norms and attention are not those of its start."""
+    network = mdn.DenoisingNetwork(mdn.NetworkConfig(width=8, blocks=2, scale=2, dropout=0.2), rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(1)
+    state = nnx.state(network, (nnx.Param, nnx.BatchStat))
+    for path, leaf in nnx.to_flat_state(state):
+        noise = rng.uniform(0.5, 1.5, leaf.shape) if path[-1] in ("scale", "var") else rng.normal(0, 0.3, leaf.shape)
+        leaf[...] = noise.astype(np.float32)
+    nnx.update(network, state)
+    return Denoiser(network)
+
+
+def whole(denoiser, grey):
+    """The network on the whole image at once, batch norms and all."""
+    network = nnx.view(denoiser.network, deterministic=True, use_running_average=True)
+    return np.asarray(network(jnp.asarray(stretch(grey))[None, :, :, None]))[0, :, :, 0]
+
+
+def test_folding_changes_nothing(trained):
+    image = jnp.asarray(picture((1, 40, 52, 1), np.float32))
+    usual = nnx.view(trained.network, deterministic=True, use_running_average=True)(image)
+    network = folded(trained.network)
+    np.testing.assert_allclose(network(image), usual, atol=1e-5)
+    assert not any("norm" in path for path, _ in nnx.to_flat_state(nnx.state(network)))
+    assert trained.network.features.first.norm is not None  # the network itself is left as it was
+
+
+@pytest.mark.parametrize("largest", [32, 48, LARGEST])
+@pytest.mark.parametrize("shape", [(2, 2), (3, 200), (200, 3), (64, 64), (65, 63), (129, 77), (150, 231)])
+def test_tiled_equals_whole(trained, shape, largest):
+    grey = picture(shape, np.float32)
+    clean = trained.restore(grey, largest=largest, exact=True)
+    np.testing.assert_allclose(clean, whole(trained, grey), atol=1e-4)
+    assert largest == LARGEST or max(shape) < 64 or np.ptp(clean) > 0.1
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (31, 32), (40, 700), (512, 512), (600, 900)])
+@pytest.mark.parametrize("largest", [64, 512])
+def test_tiles_cover_each_cell_once_and_see_what_it_depends_on(shape, largest):
+    seen = np.zeros(shape, int)
+    for tile in tiles(shape, 17, largest):
+        seen[tile.core] += 1
+        for core, start, side, n in zip(tile.core, tile.start, tile.sides, shape, strict=True):
+            assert start <= max(0, core.start - 17) and start + side >= min(n, core.stop + 17)
+            assert side <= largest
+    assert (seen == 1).all()
+
+
+def test_attention_of_some_tiles_is_near_that_of_all(trained, monkeypatch):
+    """Above `HELD` tiles, the exact way is gone through once a block; the other samples, and says less exactly so."""
+    monkeypatch.setattr(mdn.inference, "HELD", 4)
+    grey, shares = picture((150, 231), np.float32), {True: [], False: []}
+    exact, sampled = (
+        trained.restore(grey, largest=48, exact=exact, report=shares[exact].append) for exact in (True, False)
+    )
+    np.testing.assert_allclose(exact, whole(trained, grey), atol=1e-4)
+    assert 1e-6 < np.abs(sampled - exact).max() < 0.05
+    assert len(shares[True]) > len(shares[False])
+    assert all(s == sorted(s) and s[-1] == pytest.approx(1) for s in shares.values())
+
+
+def test_other_sizes_do_not_compile_again(trained):
+    """Sizes near each other share a grid."""
+    trained.restore(picture((100, 120), np.float32))
+    compiled = [f._cache_size() for f in (mdn.inference._encode, mdn.inference._residual, mdn.inference._decode)]
+    for shape in [(97, 99), (128, 128), (111, 70), (65, 66)]:
+        trained.restore(picture(shape, np.float32))
+    assert compiled == [
+        f._cache_size() for f in (mdn.inference._encode, mdn.inference._residual, mdn.inference._decode)
+    ]
 
 
 def test_matched_output_has_the_inputs_histogram(denoiser):

@@ -1,0 +1,204 @@
+"""Micrographs larger than memory, from disk to disk: TIFF or Zarr, a band of rows at a time.
+
+What the whole image decides is decided for all of it: one stretch, one set of channel weights, one histogram.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import tifffile
+import zarr
+from jaxtyping import Float, Int
+from tqdm.auto import tqdm
+
+from mdn.inference import Denoiser, finished, load_denoiser
+from mdn.micrographs import KEPT_TAGS, Micrograph, check_image, check_tiff, luminance, tiff_calibration, tiff_tags
+
+BAND = 512  # rows; also the side of the tiles that are written
+LEVELS = 1 << 20  # greys that the histograms tell apart
+TAKEN = "accepted: a TIFF, uncompressed or deflate, or a Zarr array (version 3); grey [H, W] or colour [H, W, 3]"
+
+
+def denoise_large(
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    denoiser: Denoiser | None = None,
+    *,
+    um_per_px: float | int | None = None,
+    match_histogram: bool = True,
+    exact: bool = False,
+    progress: bool = True,
+) -> None:
+    """Denoise a micrograph that need not fit in memory.
+
+    Where `exact`, the result is that of `Denoiser.__call__` to 1e-4 of the grey range; the matching tells a million
+    greys apart, so that of a thousand pixels one may differ by more. Beside the target it takes eight bytes a pixel
+    of scratch; memory takes four a pixel at one time, and a gigabyte for the tiles.
+
+    Args:
+        source: a TIFF of one page, or a folder that holds a Zarr array, of the dtypes that `read_micrograph` takes.
+        target: what to write, of the same shape and dtype, calibration and description kept: a tiled TIFF (.tif,
+            .tiff) or a Zarr array (.zarr). Written beside its place and renamed.
+        denoiser: the shipped one by default.
+        um_per_px: the calibration, where the source has none.
+        match_histogram: as of `Denoiser.__call__`.
+        exact: as of `Denoiser.restore`.
+        progress: whether to show a bar.
+
+    Raises:
+        ValueError: for a source that is no such image or holds NaN or infinity, naming it, or another target.
+        FileNotFoundError: where there is no source.
+        OSError: where there is no room for scratch and target.
+    """
+    source, target = Path(source), Path(target)
+    if target.suffix.lower() not in (".tif", ".tiff", ".zarr") or (target.suffix == ".zarr" and target.exists()):
+        raise ValueError(f"target: {target}; accepted: a .tif, a .tiff, or a .zarr that is not there yet")
+    denoiser = denoiser or load_denoiser()
+    with (
+        _opened(source) as (image, like),
+        tempfile.TemporaryDirectory(dir=target.resolve().parent, prefix=f".{target.name}.") as folder,
+        tqdm(total=100, desc=source.name, unit="%", disable=not progress, bar_format="{l_bar}{bar}| {elapsed}") as bar,
+    ):
+        like = dataclasses.replace(like, um_per_px=like.um_per_px or um_per_px)
+        scale = _Scale(image, source)
+        grey, clean = (_scratch(Path(folder) / name, image.shape[:2]) for name in ("grey", "clean"))
+        for rows in _bands(image.shape[0]):
+            grey[rows] = luminance(scale(image[rows]))
+        report = lambda share: bar.update(100 * share - bar.n)  # noqa: E731
+        denoiser.restore(grey, report=report, exact=exact, out=clean)
+        if match_histogram:
+            ends = float(clean.min()), float(clean.max())
+            curve = _matching(_levels(clean, ends), _levels(grey, (0.0, 1.0)))
+            for rows in _bands(len(clean)):
+                clean[rows] = curve[_level(clean[rows], ends)]
+        result = (
+            finished(scale(image[rows]), clean[rows], image.dtype, (scale.black, scale.white))
+            for rows in _bands(image.shape[0])
+        )
+        part = Path(folder) / f"result{target.suffix}"
+        write = _write_zarr if target.suffix == ".zarr" else _write_tiles
+        write(part, result, image.shape, image.dtype, like)
+        os.replace(part, target)
+    del grey, clean
+
+
+def _bands(height: int) -> Iterator[slice]:
+    return (slice(a, min(a + BAND, height)) for a in range(0, height, BAND))
+
+
+@contextmanager
+def _opened(path: Path):
+    """An array to slice, and what else the file says."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    tif = None
+    try:
+        if path.is_dir():
+            image = zarr.open_array(str(path), mode="r", zarr_format=3)
+            like = Micrograph(pixels=np.empty(0), um_per_px=image.attrs.get("um_per_px"), metadata=dict(image.attrs))
+        else:
+            tif = tifffile.TiffFile(path)
+            page = tif.pages[0]
+            check_tiff(tif, page, max_bytes=1 << 62)
+            if page.photometric.name not in ("MINISBLACK", "RGB") or len(tif.pages) > 1 or page.axes.startswith("S"):
+                raise ValueError(f"{page.photometric.name}, {len(tif.pages)} pages, axes {page.axes}")
+            image = zarr.open_array(page.aszarr(), mode="r")
+            metadata = {"description": page.description, "n_pages": 1, "shape": image.shape}
+            metadata |= {tag: page.tags[tag].value for tag in KEPT_TAGS if tag in page.tags}
+            um_per_px = tiff_calibration(tif, page)
+            like = Micrograph(pixels=np.empty(0), um_per_px=um_per_px, metadata=metadata | {"um_per_px": um_per_px})
+        check_image(np.zeros((1, *image.shape[1:]), image.dtype) if image.shape[0] else np.empty(0))
+    except Exception as error:  # decoders raise a dozen kinds; the reader needs one
+        if tif:
+            tif.close()
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path}: no image to be read in bands ({reason}); {TAKEN}") from error
+    try:
+        yield image, like
+    finally:
+        if tif:
+            tif.close()
+
+
+class _Scale:
+    """A band of rows as `to_float` of the whole image would have it: black and white are the whole image's."""
+
+    def __init__(self, image, path: Path):
+        self.black, self.white = 0.0, 1.0
+        if np.issubdtype(image.dtype, np.floating):
+            ends = []
+            for rows in _bands(image.shape[0]):
+                band = image[rows]
+                ends += [float(band.min()), float(band.max())]
+                if not np.isfinite(ends[-2:]).all():
+                    raise ValueError(f"{path}: rows {rows.start} to {rows.stop - 1} hold NaN or infinity; {TAKEN}")
+            if min(ends) < 0 or max(ends) > 1:
+                self.black, self.white = min(ends), max(ends)
+
+    def __call__(self, band: np.ndarray) -> np.ndarray:
+        if (self.black, self.white) == (0.0, 1.0):
+            return band
+        return ((band.astype(np.float64) - self.black) / ((self.white - self.black) or 1.0)).astype(np.float32)
+
+
+def _scratch(path: Path, shape: tuple[int, int]) -> Float[np.ndarray, "h w"]:
+    """A memory map of zeros; its room is taken at once, since a disk that fills up later ends the process."""
+    with path.open("wb") as file:
+        size = 4 * math.prod(shape)
+        if hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                raise OSError(error.errno, f"{path.parent}: no {size:,} bytes of scratch ({error.strerror})") from error
+        file.truncate(size)
+    return np.memmap(path, np.float32, "r+", shape=shape)
+
+
+def _level(image: Float[np.ndarray, "h w"], ends: tuple[float, float]) -> Int[np.ndarray, "h w"]:
+    """Which of the `LEVELS` between two greys."""
+    share = (image - ends[0]) / np.float32((ends[1] - ends[0]) or 1.0)
+    return np.rint(share * np.float32(LEVELS - 1)).astype(np.int32)
+
+
+def _levels(image: Float[np.ndarray, "h w"], ends: tuple[float, float]) -> Int[np.ndarray, " n"]:
+    """Pixels of each level."""
+    return sum(np.bincount(_level(image[rows], ends).ravel(), minlength=LEVELS) for rows in _bands(len(image)))
+
+
+def _matching(clean: Int[np.ndarray, " n"], grey: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """The grey of each level of `clean` under which both have the same distribution; as `match_histograms` does it."""
+    found = np.flatnonzero(grey)
+    quantiles = (np.cumsum(counts) / counts.sum() for counts in (clean, grey))
+    of_clean, of_grey = quantiles
+    return np.interp(of_clean, of_grey[found], found / (LEVELS - 1)).astype(np.float32)
+
+
+def _write_tiles(path: Path, bands: Iterable[np.ndarray], shape: tuple, dtype, like: Micrograph) -> None:
+    def tiles():
+        for band in bands:
+            wide = -(-shape[1] // BAND) * BAND
+            rest = [(0, BAND - len(band)), (0, wide - shape[1]), (0, 0)][: band.ndim]
+            yield from np.split(np.pad(band, rest), wide // BAND, axis=1)
+
+    dtype = np.uint8 if dtype == np.bool_ else dtype
+    large = math.prod(shape) * np.dtype(dtype).itemsize > 0xF000_0000
+    tags = tiff_tags(shape, like)
+    with tifffile.TiffWriter(path, bigtiff=large) as tif:
+        tif.write(tiles(), shape=shape, dtype=dtype, tile=(BAND, BAND), **tags)
+
+
+def _write_zarr(path: Path, bands: Iterable[np.ndarray], shape: tuple, dtype, like: Micrograph) -> None:
+    known = {name: value for name, value in like.metadata.items() if isinstance(value, str | int | float)}
+    attributes = known | {"um_per_px": like.um_per_px}
+    chunks = tuple(min(BAND, n) for n in shape)
+    array = zarr.create_array(str(path), shape=shape, chunks=chunks, dtype=dtype, attributes=attributes)
+    for rows, band in zip(_bands(shape[0]), bands, strict=True):
+        array[rows] = band

@@ -1,0 +1,111 @@
+"""From disk to disk, as the whole image in memory would have been denoised."""
+
+import errno
+import os
+
+import numpy as np
+import pytest
+import tifffile
+import zarr
+
+import mdn
+from mdn import inference, large
+from mdn.large import denoise_large
+
+
+@pytest.fixture(autouse=True)
+def small_bands(monkeypatch):
+    """Many bands and tiles of a small image."""
+    monkeypatch.setattr(large, "BAND", 48)
+
+
+def picture(shape, dtype):
+    rng = np.random.default_rng(0)
+    grains = np.kron(
+        rng.uniform(0.2, 0.8, [-(-n // 20) for n in shape[:2]] + list(shape[2:])), np.ones((20, 20, 1)[: len(shape)])
+    )
+    image = grains[: shape[0], : shape[1]] + rng.normal(0, 0.05, shape)
+    if np.issubdtype(dtype, np.integer):
+        return (np.clip(image, 0, 1) * np.iinfo(dtype).max).astype(dtype)
+    return (5 * image - 2).astype(dtype)  # negative values too
+
+
+def write(path, image):
+    if path.suffix == ".zarr":
+        zarr.create_array(str(path), shape=image.shape, chunks=image.shape, dtype=image.dtype)[:] = image
+    else:
+        mdn.write_micrograph(
+            path, image, like=mdn.Micrograph(pixels=image, um_per_px=0.25, metadata={"description": "steel"})
+        )
+
+
+@pytest.mark.parametrize("suffixes", [(".tif", ".tif"), (".zarr", ".zarr"), (".tif", ".zarr")])
+@pytest.mark.parametrize("shape", [(130, 101), (100, 131, 3)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_disk_to_disk_equals_memory(denoiser, tmp_path, dtype, shape, suffixes):
+    image = picture(shape, dtype)
+    source, target = (tmp_path / f"{name}{suffix}" for name, suffix in zip("ab", suffixes, strict=True))
+    write(source, image)
+    denoise_large(source, target, denoiser, exact=True, progress=False)
+    clean = zarr.open_array(str(target))[:] if target.suffix == ".zarr" else tifffile.imread(target)
+    assert clean.shape == shape and clean.dtype == dtype
+    black, white = mdn.micrographs.grey_range(image)
+    difference = np.abs(clean.astype(float) - denoiser(image).astype(float)) / (white - black)
+    digit = 1.01 / white if white > 100 else 0  # of integers the last one, by rounding
+    assert np.quantile(difference, 0.999) <= 1e-4 + digit  # the histogram's rarest greys have one pixel between two
+    assert difference.max() <= 2e-3 + digit
+    assert sorted(p.name for p in tmp_path.iterdir()) == [source.name, target.name]  # no scratch is left
+
+
+def test_calibration_and_description_are_kept(denoiser, tmp_path):
+    write(tmp_path / "a.tif", picture((60, 60), np.uint8))
+    denoise_large(tmp_path / "a.tif", tmp_path / "b.tif", denoiser, progress=False)
+    kept = mdn.read_micrograph(tmp_path / "b.tif")
+    assert kept.um_per_px == 0.25 and kept.metadata["description"] == "steel"
+    write(tmp_path / "a.zarr", picture((60, 60), np.uint8))
+    denoise_large(
+        tmp_path / "a.zarr", tmp_path / "c.tif", denoiser, um_per_px=0.5, match_histogram=False, progress=False
+    )
+    assert mdn.read_micrograph(tmp_path / "c.tif").um_per_px == 0.5
+
+
+def test_greys_of_the_whole_not_of_a_band(denoiser, tmp_path):
+    """A dark half and a bright half: a band's own stretch or histogram would level them."""
+    image = np.clip(picture((192, 64), np.uint8) // 4 + np.repeat([20, 180], 96).astype(np.uint8)[:, None], 0, 255)
+    write(tmp_path / "a.tif", image)
+    denoise_large(tmp_path / "a.tif", tmp_path / "b.tif", denoiser, progress=False)
+    np.testing.assert_allclose(np.sort(tifffile.imread(tmp_path / "b.tif").ravel()), np.sort(image.ravel()), atol=3)
+
+
+def test_what_is_refused(denoiser, tmp_path):
+    for name, image, said in [
+        ("nan.tif", np.full((99, 20), np.nan, np.float32), "rows 0 to 47 hold NaN"),
+        ("int.tif", np.zeros((9, 9), np.int32), "accepted"),
+        ("pages.tif", np.zeros((5, 9, 9), np.uint8), "pages"),
+    ]:
+        tifffile.imwrite(tmp_path / name, image, photometric="minisblack")
+        with pytest.raises(ValueError, match=f"{name}.*{said}"):
+            denoise_large(tmp_path / name, tmp_path / "out.tif", denoiser, progress=False)
+    (tmp_path / "text.tif").write_text("no image")
+    (tmp_path / "empty.zarr").mkdir()
+    for name in ("text.tif", "empty.zarr"):
+        with pytest.raises(ValueError, match=f"{name}.*accepted: a TIFF"):
+            denoise_large(tmp_path / name, tmp_path / "out.tif", denoiser, progress=False)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        denoise_large(tmp_path / "nowhere.tif", tmp_path / "out.tif", denoiser)
+    with pytest.raises(ValueError, match="out.png"):
+        denoise_large(tmp_path / "text.tif", tmp_path / "out.png", denoiser)
+    assert not (tmp_path / "out.tif").exists()
+
+
+def test_a_full_disk_is_told_before_the_work(denoiser, tmp_path, monkeypatch):
+    write(tmp_path / "a.tif", picture((60, 60), np.uint8))
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(inference.Denoiser, "restore", None)
+    with pytest.raises(OSError, match="14,400 bytes of scratch"):
+        denoise_large(tmp_path / "a.tif", tmp_path / "b.tif", denoiser, progress=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.tif"]
