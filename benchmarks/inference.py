@@ -1,7 +1,10 @@
-"""Seconds a micrograph, network beside classical filters: `python benchmarks/inference.py`.
+"""Seconds a micrograph: `python benchmarks/inference.py`, or some of its parts by name.
 
-Each method denoises the same square image several times in turn; the first call of each, which compiles, is told
-apart. Writes benchmarks/results/inference.json.
+speed: the network beside PyTorch's of the same architecture and weights, its batch norms folded too, and beside
+classical filters; in turn, on the same image, outputs compared. First calls, which compile, are of a fresh process.
+sizes: images of many sizes one after another; how many of them compile.
+large: 100 megapixels from disk to disk, with the memory over time. deviation: what one pass with the attention of some
+tiles changes. Writes benchmarks/results/inference.json. PyTorch is left out, loudly, where it is not installed.
 """
 
 from __future__ import annotations
@@ -11,8 +14,11 @@ import json
 import os
 import platform
 import subprocess
+import sys
+import tempfile
 import time
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax
@@ -20,42 +26,231 @@ import numpy as np
 
 import mdn
 from mdn.baselines import BASELINES
+from mdn.network import folded
 from mdn.synthesis import stand_in
 
 RESULTS = Path(__file__).parent / "results" / "inference.json"
+KEY = jax.random.key(0)
+Table = dict[str, list]
+
+
+def torch_network(network: mdn.DenoisingNetwork):
+    """The same network in PyTorch: `network` folded, its kernels and biases carried over; channels last.
+
+    Returns a function of an image [H, W] in [0, 1] that is a multiple of the scale.
+    """
+    import torch
+    from torch import nn
+    from torch.nn import functional
+
+    source, scale = folded(network), network.config.scale
+
+    def carried(array) -> torch.Tensor:
+        return torch.from_numpy(np.array(array))
+
+    class Unit(nn.Module):
+        def __init__(self, unit):
+            super().__init__()
+            kernel = carried(unit.kernel[...]).permute(3, 2, 0, 1)
+            self.conv = nn.Conv2d(kernel.shape[1], kernel.shape[0], 3, padding=1)
+            self.conv.weight.data, self.conv.bias.data = kernel, carried(unit.bias[...])
+
+        def forward(self, x):
+            return self.conv(x)
+
+    class Block(nn.Module):
+        def __init__(self, block):
+            super().__init__()
+            self.first, self.second, self.attention = Unit(block.first.conv), Unit(block.second.conv), block.attention
+            if block.attention is not None:
+                dense = block.attention.squeeze, block.attention.excite
+                self.dense = [(carried(d.kernel[...]), carried(d.bias[...])) for d in dense]
+
+        def forward(self, x):
+            x = x + functional.leaky_relu_(self.second(functional.leaky_relu_(self.first(x), 0.2)), 0.2)
+            if self.attention is None:
+                return x
+            (w1, b1), (w2, b2) = self.dense
+            y = functional.leaky_relu(x.mean((2, 3)) @ w1 + b1, 0.2) @ w2 + b2
+            y = torch.sigmoid(y) if self.attention.gate == "sigmoid" else functional.leaky_relu(y, 0.2)
+            return x * y[:, :, None, None]
+
+    ends = source.features, source.reconstruction
+    units = [Unit(part.conv) for end in ends for part in (end.first, end.second)]
+    body, output = [Block(block) for block in source.blocks], Unit(source.reconstruction.output)
+    model = nn.ModuleList([*units, *body, output]).to(memory_format=torch.channels_last).eval()
+
+    def apply(image: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            x = functional.pixel_unshuffle(torch.from_numpy(image)[None, None], scale)
+            x = x.contiguous(memory_format=torch.channels_last)
+            for layer in units[:2]:
+                x = functional.leaky_relu_(layer(x), 0.2)
+            for layer in body:
+                x = layer(x)
+            for layer in units[2:]:
+                x = functional.leaky_relu_(layer(x), 0.2)
+            return functional.pixel_shuffle(torch.sigmoid(output(x)), scale)[0, 0].numpy()
+
+    return model, apply
+
+
+def first_call(size: int) -> float:
+    """Seconds of the first denoised image of a fresh process, compilation included, import left out."""
+    code = (
+        "import time, jax, mdn; from mdn.synthesis import stand_in; "
+        f"image = stand_in('etched', ({size}, {size}), key=jax.random.key(0)); model = mdn.load_denoiser(); "
+        "start = time.perf_counter(); model.restore(image); print(time.perf_counter() - start)"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    return float(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment).stdout
+    )
+
+
+def speed(sizes: tuple[int, ...] = (256, 512, 1024), repeats: int = 5) -> Table:
+    """Network, PyTorch's and classical filters, in turn on the same image."""
+    rows, targets = [], {}
+    denoiser = mdn.load_denoiser()
+    for size in sizes:
+        image = stand_in("etched", (size, size), key=KEY)
+        seen = mdn.network.stretch(image)
+        methods = {"network": partial(denoiser.restore, image)}
+        if find_spec("torch"):
+            methods["network, PyTorch"] = partial(torch_network(denoiser.network)[1], seen)
+        if size == max(sizes):
+            methods |= {
+                n: partial(b.apply, image, b.grid[len(b.grid) // 2]) for n, b in BASELINES.items() if n != "BM3D"
+            }
+        seconds, outputs = {name: [] for name in methods}, {}
+        for _ in range(repeats + 1):
+            for name, method in methods.items():
+                start = time.perf_counter()
+                outputs[name] = method()
+                seconds[name].append(time.perf_counter() - start)
+        later = {name: float(np.median(s[1:])) for name, s in seconds.items()}
+        first = first_call(size)
+        rows += [
+            [size, name, first if name == "network" else None, value, value / image.size * 1e6]
+            for name, value in later.items()
+        ]
+        targets[f"{size} px: first call of a process (s), below 8"] = first
+        if "network, PyTorch" in methods:
+            ratio = [a / b for a, b in zip(seconds["network"][1:], seconds["network, PyTorch"][1:], strict=True)]
+            targets[f"{size} px: seconds over PyTorch's, median of {repeats} rounds, at most 0.7 at 1024"] = float(
+                np.median(ratio)
+            )
+            difference = np.abs(outputs["network"] - outputs["network, PyTorch"]).max()
+            targets[f"{size} px: largest difference to PyTorch's output"] = float(difference)
+    columns = ["px a side", "method", "first call (s)", "later calls, median (s)", "s a megapixel"]
+    return {"columns": columns, "rows": rows, "targets": targets}
+
+
+def sizes(count: int = 30, side: tuple[int, int] = (150, 700)) -> Table:
+    """Images of random sizes, one after another: those that compile take longer."""
+    denoiser, rng, rows, seen = mdn.load_denoiser(), np.random.default_rng(0), [], 0
+    for number in range(count):
+        shape = tuple(int(n) for n in rng.integers(*side, 2))
+        image = rng.uniform(size=shape).astype(np.float32)
+        start = time.perf_counter()
+        denoiser.restore(image)
+        seconds, compiled = time.perf_counter() - start, mdn.inference._residual._cache_size()
+        rows.append([number, f"{shape[0]} x {shape[1]}", seconds, compiled > seen])
+        seen = compiled
+    return {
+        "columns": ["image", "shape", "seconds", "compiled"],
+        "rows": rows,
+        "targets": {"sizes that compiled": seen},
+    }
+
+
+def deviation(side: int = 5000, largest: int = 512) -> Table:
+    """The attention of some tiles against that of all, on micrographs of uneven kinds; grey levels of [0, 1]."""
+    denoiser, rows = mdn.load_denoiser(), []
+    for kind in mdn.synthesis.STAND_INS:
+        parts = [stand_in(kind, (512, 512), key=jax.random.fold_in(KEY, n)) for n in range(4)]
+        image = np.tile(np.block([parts[:2], parts[2:]]), (-(-side // 1024),) * 2)[:side, :side]
+        image = np.ascontiguousarray(image * np.linspace(0.6, 1, side, dtype=np.float32))  # darker to the left
+        outputs = [denoiser.restore(image, exact=exact, largest=largest) for exact in (True, False)]
+        difference = np.abs(outputs[0] - outputs[1])
+        rows.append([kind, float(difference.mean()), float(np.quantile(difference, 0.999)), float(difference.max())])
+    return {"columns": ["stand-in", "mean", "99.9 %", "largest"], "rows": rows, "targets": {}}
+
+
+def large(megapixels: int = 100, exact: bool = False) -> Table:
+    """A TIFF of that many megapixels, in a process of its own: seconds, and resident memory (GB) over time."""
+    side, rows = round((megapixels * 1e6) ** 0.5), []
+    with tempfile.TemporaryDirectory() as folder:
+        part = stand_in("etched", (1000, 1000), key=KEY)
+        source, target = Path(folder) / "a.tif", Path(folder) / "b.tif"
+        image = (np.tile(part, (-(-side // 1000),) * 2)[:side, :side] * 255).astype(np.uint8)
+        mdn.write_micrograph(source, image)
+        code = f"import mdn; mdn.denoise_large({str(source)!r}, {str(target)!r}, exact={exact}, progress=False)"
+        start = time.perf_counter()
+        child = subprocess.Popen([sys.executable, "-c", code])
+        peak = 0.0
+        while child.poll() is None:
+            status = Path(f"/proc/{child.pid}/status")
+            fields = dict(line.split(":", 1) for line in status.read_text().splitlines()) if status.exists() else {}
+            held, peak = (
+                (float(fields.get(n, "0").split()[0]) / 1e6 for n in ("VmRSS", "VmHWM"))
+                if fields.get("VmRSS")
+                else (0.0, peak)
+            )
+            rows.append([round(time.perf_counter() - start, 1), held, peak])
+            time.sleep(1)
+        seconds = time.perf_counter() - start
+        if child.returncode:
+            raise RuntimeError(f"denoise_large ended with {child.returncode}")
+        assert mdn.read_micrograph(target).pixels.shape == image.shape
+    kept = rows[:: max(1, len(rows) // 60)]
+    peak = max(row[2] for row in rows)
+    targets = {"seconds": seconds, "s a megapixel": seconds / megapixels, "peak memory (GB), below 3": peak}
+    return {"columns": ["second", "resident (GB)", "peak so far (GB)"], "rows": kept, "targets": targets}
+
+
+PARTS = {part.__name__: part for part in (speed, sizes, deviation, large)}
+QUICK = {
+    "speed": {"sizes": (64,), "repeats": 1},
+    "sizes": {"count": 4, "side": (40, 90)},
+    "deviation": {"side": 300, "largest": 64},
+    "large": {"megapixels": 1},
+}
+
+
+def cell(value) -> str:
+    """A number in four digits, a gap where nothing was measured."""
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def main() -> None:
-    """Time every method on the same image, in turn, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, default=1024, help="side of the image in px")
-    parser.add_argument("--repeats", type=int, default=3)
+    """Run the parts asked for, print and keep their tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"some of {', '.join(PARTS)}; all by default")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs; nothing is written")
     args = parser.parse_args()
-    image = stand_in("etched", (args.size, args.size), key=jax.random.key(0))
-    methods = {"network": mdn.load_denoiser()}
-    methods |= {n: partial(b.apply, parameter=b.grid[len(b.grid) // 2]) for n, b in BASELINES.items()}
-    seconds = {name: [] for name in methods}
-    for _ in range(args.repeats + 1):
-        for name, method in methods.items():
-            start = time.perf_counter()
-            method(image)
-            seconds[name].append(time.perf_counter() - start)
-    later = {name: float(np.median(s[1:])) for name, s in seconds.items()}
-    rows = [[name, s[0], later[name], later[name] / image.size * 1e6] for name, s in seconds.items()]
-    columns = ["method", "first call (s)", "median of later calls (s)", "s a megapixel"]
-    for row in (columns, *rows):
-        print(" | ".join(f"{v:10.3f}" if isinstance(v, float) else f"{v:>26}" for v in row))
+    if unknown := set(args.parts) - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    for name in args.parts or PARTS:
+        table = PARTS[name](**QUICK[name] if args.quick else {})
+        print(f"\n{name}: {PARTS[name].__doc__.splitlines()[0]}")
+        for row in [table["columns"], *table["rows"], *(["", *item] for item in table["targets"].items())]:
+            print(" | ".join(f"{cell(v):>12}" for v in row), flush=True)
+        if not args.quick:
+            save(name, table)
+    if not find_spec("torch"):
+        print("\n*** LEFT OUT, NOT INSTALLED: torch. To have it: pip install torch==2.13.0 ***", file=sys.stderr)
+
+
+def save(name: str, table: Table) -> None:
+    """Put a part into the file, whole or not at all, and leave the others as they are."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    facts = {
-        "command": f"python benchmarks/inference.py --size {args.size} --repeats {args.repeats}",
-        "commit": commit,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__} on {jax.default_backend()}",
-        "columns": columns,
-        "rows": rows,
-    }
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__} on {jax.default_backend()}"
+    facts = {"command": f"python benchmarks/inference.py {name}", "commit": commit, "machine": machine}
+    held = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     part = RESULTS.with_name(RESULTS.name + ".part")
-    part.write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    part.write_text(json.dumps(held | {name: facts | table}, indent=1), encoding="utf-8")
     part.replace(RESULTS)
 
 

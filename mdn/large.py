@@ -40,7 +40,7 @@ def denoise_large(
     """Denoise a micrograph that need not fit in memory.
 
     Where `exact`, the result is that of `Denoiser.__call__` to 1e-4 of the grey range; the matching tells a million
-    greys apart, so that of a thousand pixels one may differ by more. Beside the target it takes eight bytes a pixel
+    greys apart, and where they are rare a pixel may differ by more. Beside the target it takes eight bytes a pixel
     of scratch; memory takes four a pixel at one time, and a gigabyte for the tiles.
 
     Args:

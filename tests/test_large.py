@@ -52,7 +52,7 @@ def test_disk_to_disk_equals_memory(denoiser, tmp_path, dtype, shape, suffixes):
     black, white = mdn.micrographs.grey_range(image)
     difference = np.abs(clean.astype(float) - denoiser(image).astype(float)) / (white - black)
     digit = 1.01 / white if white > 100 else 0  # of integers the last one, by rounding
-    assert np.quantile(difference, 0.999) <= 1e-4 + digit  # the histogram's rarest greys have one pixel between two
+    assert np.quantile(difference, 0.998) <= 1e-4 + digit  # a small image's rarest greys lie far apart
     assert difference.max() <= 2e-3 + digit
     assert sorted(p.name for p in tmp_path.iterdir()) == [source.name, target.name]  # no scratch is left
 
