@@ -1,4 +1,4 @@
-"""Seconds a micrograph: `python benchmarks/inference.py`, or some of its parts by name.
+"""Seconds a micrograph: `python -m benchmarks.inference`, or some of its parts by name.
 
 speed: the network beside PyTorch's of the same architecture and weights, its batch norms folded too, and beside
 classical filters; in turn, on the same image, outputs compared. First calls, which compile, are of a fresh process.
@@ -26,73 +26,11 @@ import numpy as np
 
 import mdn
 from mdn.baselines import BASELINES
-from mdn.network import folded
 from mdn.synthesis import stand_in
 
 RESULTS = Path(__file__).parent / "results" / "inference.json"
 KEY = jax.random.key(0)
 Table = dict[str, list]
-
-
-def torch_network(network: mdn.DenoisingNetwork):
-    """The same network in PyTorch: `network` folded, its kernels and biases carried over; channels last.
-
-    Returns a function of an image [H, W] in [0, 1] that is a multiple of the scale.
-    """
-    import torch
-    from torch import nn
-    from torch.nn import functional
-
-    source, scale = folded(network), network.config.scale
-
-    def carried(array) -> torch.Tensor:
-        return torch.from_numpy(np.array(array))
-
-    class Unit(nn.Module):
-        def __init__(self, unit):
-            super().__init__()
-            kernel = carried(unit.kernel[...]).permute(3, 2, 0, 1)
-            self.conv = nn.Conv2d(kernel.shape[1], kernel.shape[0], 3, padding=1)
-            self.conv.weight.data, self.conv.bias.data = kernel, carried(unit.bias[...])
-
-        def forward(self, x):
-            return self.conv(x)
-
-    class Block(nn.Module):
-        def __init__(self, block):
-            super().__init__()
-            self.first, self.second, self.attention = Unit(block.first.conv), Unit(block.second.conv), block.attention
-            if block.attention is not None:
-                dense = block.attention.squeeze, block.attention.excite
-                self.dense = [(carried(d.kernel[...]), carried(d.bias[...])) for d in dense]
-
-        def forward(self, x):
-            x = x + functional.leaky_relu_(self.second(functional.leaky_relu_(self.first(x), 0.2)), 0.2)
-            if self.attention is None:
-                return x
-            (w1, b1), (w2, b2) = self.dense
-            y = functional.leaky_relu(x.mean((2, 3)) @ w1 + b1, 0.2) @ w2 + b2
-            y = torch.sigmoid(y) if self.attention.gate == "sigmoid" else functional.leaky_relu(y, 0.2)
-            return x * y[:, :, None, None]
-
-    ends = source.features, source.reconstruction
-    units = [Unit(part.conv) for end in ends for part in (end.first, end.second)]
-    body, output = [Block(block) for block in source.blocks], Unit(source.reconstruction.output)
-    model = nn.ModuleList([*units, *body, output]).to(memory_format=torch.channels_last).eval()
-
-    def apply(image: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            x = functional.pixel_unshuffle(torch.from_numpy(image)[None, None], scale)
-            x = x.contiguous(memory_format=torch.channels_last)
-            for layer in units[:2]:
-                x = functional.leaky_relu_(layer(x), 0.2)
-            for layer in body:
-                x = layer(x)
-            for layer in units[2:]:
-                x = functional.leaky_relu_(layer(x), 0.2)
-            return functional.pixel_shuffle(torch.sigmoid(output(x)), scale)[0, 0].numpy()
-
-    return model, apply
 
 
 def first_call(size: int) -> float:
@@ -117,7 +55,9 @@ def speed(sizes: tuple[int, ...] = (256, 512, 1024), repeats: int = 5) -> Table:
         seen = mdn.network.stretch(image)
         methods = {"network": partial(denoiser.restore, image)}
         if find_spec("torch"):
-            methods["network, PyTorch"] = partial(torch_network(denoiser.network)[1], seen)
+            from benchmarks.pytorch import Network
+
+            methods["network, PyTorch"] = partial(Network(denoiser.network).fold().restore, seen)
         if size == max(sizes):
             methods |= {
                 n: partial(b.apply, image, b.grid[len(b.grid) // 2]) for n, b in BASELINES.items() if n != "BM3D"
@@ -148,20 +88,16 @@ def speed(sizes: tuple[int, ...] = (256, 512, 1024), repeats: int = 5) -> Table:
 
 def sizes(count: int = 30, side: tuple[int, int] = (150, 700)) -> Table:
     """Images of random sizes, one after another: those that compile take longer."""
-    denoiser, rng, rows, seen = mdn.load_denoiser(), np.random.default_rng(0), [], 0
+    denoiser, rng, rows = mdn.load_denoiser(), np.random.default_rng(0), []
     for number in range(count):
-        shape = tuple(int(n) for n in rng.integers(*side, 2))
+        shape, before = tuple(int(n) for n in rng.integers(*side, 2)), mdn.inference._residual._cache_size()
         image = rng.uniform(size=shape).astype(np.float32)
         start = time.perf_counter()
         denoiser.restore(image)
-        seconds, compiled = time.perf_counter() - start, mdn.inference._residual._cache_size()
-        rows.append([number, f"{shape[0]} x {shape[1]}", seconds, compiled > seen])
-        seen = compiled
-    return {
-        "columns": ["image", "shape", "seconds", "compiled"],
-        "rows": rows,
-        "targets": {"sizes that compiled": seen},
-    }
+        seconds = time.perf_counter() - start
+        rows.append([number, f"{shape[0]} x {shape[1]}", seconds, mdn.inference._residual._cache_size() > before])
+    targets = {f"of {count} sizes, compiled": sum(row[-1] for row in rows)}
+    return {"columns": ["image", "shape", "seconds", "compiled"], "rows": rows, "targets": targets}
 
 
 def deviation(side: int = 5000, largest: int = 512) -> Table:
@@ -246,7 +182,7 @@ def save(name: str, table: Table) -> None:
     """Put a part into the file, whole or not at all, and leave the others as they are."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     machine = f"{platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__} on {jax.default_backend()}"
-    facts = {"command": f"python benchmarks/inference.py {name}", "commit": commit, "machine": machine}
+    facts = {"command": f"python -m benchmarks.inference {name}", "commit": commit, "machine": machine}
     held = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     part = RESULTS.with_name(RESULTS.name + ".part")

@@ -1,5 +1,6 @@
-"""The contenders of benchmarks/phase_field.py solve the same equation; benchmarks/rivals.py tells the better one."""
+"""The contenders of the benchmarks do the same work; benchmarks/rivals.py tells the better one."""
 
+import importlib.util
 import json
 from dataclasses import replace
 from types import SimpleNamespace
@@ -9,8 +10,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from benchmarks import inference, rivals, shipped_weights, training
 from benchmarks import phase_field as benchmark
-from benchmarks import rivals, shipped_weights
 from mdn import baselines
 from mdn.dataset import Pairs
 from mdn.metrics import label_boundaries
@@ -44,6 +45,23 @@ def test_rates_are_told_and_kept_part_by_part(tmp_path, capsys):
     assert set(kept) == {"floor", "rates"} and kept["rates"]["rows"] == table["rows"]
     assert {"command", "commit", "machine"} <= set(kept["rates"])
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_inference_is_timed_on_the_same_result():
+    table = inference.speed(sizes=(64,), repeats=1)
+    assert {row[1] for row in table["rows"]} > {"network", "median"}
+    assert table["targets"]["64 px: first call of a process (s), below 8"] > 0
+    if importlib.util.find_spec("torch"):
+        assert table["targets"]["64 px: largest difference to PyTorch's output"] < 1e-5
+    compiled = inference.sizes(count=3, side=(70, 120))
+    assert compiled["targets"]["of 3 sizes, compiled"] <= 1  # all on the same grid
+
+
+def test_training_is_timed_on_the_same_loss():
+    table = training.step(repeats=1, cases={"tiny": training.TINY})
+    assert all(row[-1] == pytest.approx(table["rows"][0][-1], rel=1e-4) for row in table["rows"])
+    parts = training.pipeline(repeats=2, network=training.TINY[0])
+    assert parts["targets"]["share of a step"] < 0.5  # the step does not wait for its batch
 
 
 def simulated(n: int, seed: int) -> Pairs:

@@ -1,0 +1,251 @@
+"""Training's speed beside PyTorch's: `python -m benchmarks.training`, or some of its parts by name.
+
+step: seconds of a training step, same network, weights, batch and optimiser, in turn. pipeline: seconds of drawing a
+batch beside those of its step. pairs: seconds of making pairs, growing included, on a part of the 3,000.
+curve: validation PSNR against minutes, ours and PyTorch's trained for as long on the same crops of the same pairs of
+`make weights`, beside the whole training of the shipped weights. Writes benchmarks/results/training.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+
+import mdn
+from benchmarks.shipped_weights import CHOSEN_ON, NETWORK, PAIRS, RECIPE, write
+from mdn import training
+
+RESULTS = Path(__file__).parent / "results" / "training.json"
+SHIPPED = Path("data/shipped")
+PAPER = mdn.NetworkConfig(), mdn.TrainingConfig(batch=16, crop=128)
+SHARE = PAIRS.n_runs / (PAIRS.n_pairs + PAIRS.n_test)  # grown structures a pair
+Table = dict[str, list]
+
+
+class Ours:
+    """`fit`'s own step, on one network."""
+
+    def __init__(self, network: mdn.NetworkConfig, config: mdn.TrainingConfig):
+        self.model = mdn.DenoisingNetwork(network, rngs=nnx.Rngs(0))
+        graph, params, statistics, rest = nnx.split(self.model, nnx.Param, nnx.BatchStat, ...)
+        self.state = (params, statistics, config.optimiser().init(params), (params, statistics))
+        self.config, self.one = config, training._step_function(config, graph, rest, True)
+
+    def step(self, noisy: np.ndarray, clean: np.ndarray, number: int) -> float:
+        """The loss of a step."""
+        key = jax.random.fold_in(jax.random.key(0), number)
+        self.state, value = self.one(self.state, key, noisy, clean, number)
+        return float(value)
+
+
+class Theirs:
+    """The same in PyTorch: its Adam, its autograd, the loss of Eq. 11 and the same schedule."""
+
+    def __init__(self, network: mdn.NetworkConfig, config: mdn.TrainingConfig):
+        import torch
+
+        from benchmarks.pytorch import Network
+
+        self.torch, self.config = torch, config
+        self.model = Network(mdn.DenoisingNetwork(network, rngs=nnx.Rngs(0))).train()
+        self.kernels = [p for p in self.model.parameters() if p.ndim > 1]
+        self.adam = torch.optim.Adam(self.model.parameters(), config.learning_rate)
+        self.rate = None
+        if config.schedule == "cosine":
+            warm_up = max(1, config.steps // 20)
+            self.rate = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warm_up, config.steps)
+        self.average = {name: value.clone() for name, value in self.model.state_dict().items()}
+
+    def step(self, noisy: np.ndarray, clean: np.ndarray, number: int) -> float:
+        """The loss of a step."""
+        torch, config = self.torch, self.config
+        for group in self.adam.param_groups:
+            group["lr"] = float(self.rate(number)) if self.rate else config.learning_rate
+        error = self.model(torch.from_numpy(noisy)[:, None]) - torch.from_numpy(clean)[:, None]
+        value = (error**2).mean() + config.l2 * sum((w * w).sum() for w in self.kernels)
+        if config.edges:
+            value = value + config.edges * sum((torch.diff(error, dim=d) ** 2).mean() for d in (2, 3))
+        self.adam.zero_grad()
+        value.backward()
+        self.adam.step()
+        if config.average:
+            decay = min(config.average, (1 + number) / (10 + number))
+            with torch.no_grad():
+                for name, now in self.model.state_dict().items():
+                    if now.is_floating_point():
+                        self.average[name].lerp_(now, 1 - decay)
+        return value.item()
+
+
+def contenders(network: mdn.NetworkConfig, config: mdn.TrainingConfig) -> dict:
+    """By name; PyTorch's where it is installed."""
+    return {"mdn": Ours(network, config)} | ({"PyTorch": Theirs(network, config)} if find_spec("torch") else {})
+
+
+def step(repeats: int = 5, cases: dict | None = None) -> Table:
+    """Seconds of a training step, in turn on the same batch; the loss of the first shows that both do the same."""
+    shipped = NETWORK, replace(RECIPE, crop=128)
+    cases = cases or {"paper's, 16 x 128 x 128": PAPER, "shipped, 8 x 128 x 128": shipped}
+    rows, targets, rng = [], {}, np.random.default_rng(0)
+    for case, (network, config) in cases.items():
+        shape = config.batch, config.crop, config.crop
+        noisy, clean = (rng.uniform(size=shape).astype(np.float32) for _ in range(2))
+        both = contenders(replace(network, dropout=0.0), config)
+        seconds, losses = {name: [] for name in both}, {name: [] for name in both}
+        for number in range(1, repeats + 2):
+            for name, contender in both.items():
+                start = time.perf_counter()
+                losses[name].append(contender.step(noisy, clean, number))
+                seconds[name].append(time.perf_counter() - start)
+        rows += [[case, n, float(np.median(s[1:])), s[0], losses[n][0]] for n, s in seconds.items()]
+        if "PyTorch" in both:
+            ratio = [a / b for a, b in zip(seconds["mdn"][1:], seconds["PyTorch"][1:], strict=True)]
+            targets[f"{case}: seconds over PyTorch's, at most 1.5"] = float(np.median(ratio))
+    return {
+        "columns": ["case", "method", "s a step, median", "first step (s)", "first loss"],
+        "rows": rows,
+        "targets": targets,
+    }
+
+
+def pipeline(repeats: int = 20, network: mdn.NetworkConfig = NETWORK) -> Table:
+    """Drawing a batch beside the step it is for, of the shipped weights' recipe; the step does not wait for more."""
+    images = np.random.default_rng(0).uniform(size=(200, *PAIRS.shape)).astype(np.float32)
+    ours = Ours(network, RECIPE)
+    seconds = {"batch": [], "step": []}
+    for number in range(repeats + 1):
+        start = time.perf_counter()
+        batch = training._batch(images, images, RECIPE, np.zeros(2, np.uint32), number)
+        drawn = time.perf_counter()
+        ours.step(*batch, number)
+        seconds["batch"].append(drawn - start)
+        seconds["step"].append(time.perf_counter() - drawn)
+    batch, one = (float(np.median(s[1:])) for s in seconds.values())
+    return {
+        "columns": ["part", "s"],
+        "rows": [["batch", batch], ["step", one]],
+        "targets": {"share of a step": batch / one},
+    }
+
+
+def pairs(count: int = 150, workers: int = os.cpu_count()) -> Table:
+    """A part of the 3,000 pairs with its share of grown structures, and what the whole takes at that rate."""
+    part = replace(PAIRS, n_pairs=count, n_test=0, n_runs=max(5, round(count * SHARE)))
+    with tempfile.TemporaryDirectory() as folder:
+        rows = []
+        for name in ("grown and made", "made, grains grown before"):
+            start = time.perf_counter()
+            mdn.make_dataset(
+                f"{folder}/{len(rows)}.zarr", part, grown=f"{folder}/grown", workers=workers, progress=False
+            )
+            seconds = time.perf_counter() - start
+            rows.append([name, count, seconds, seconds / count * PAIRS.n_pairs / 60])
+    targets = {
+        "3,000 pairs, growing included (minutes, extrapolated), at most 80": rows[0][3],
+        "3,000 pairs, grains grown before (minutes, extrapolated), at most 20": rows[1][3],
+    }
+    columns = ["what", "pairs", "seconds", f"minutes for {PAIRS.n_pairs} (extrapolated)"]
+    return {"columns": columns, "rows": rows, "targets": targets}
+
+
+def curve(minutes: float = 10.0, evaluations: int = 8, directory: Path = SHIPPED) -> Table:
+    """Validation PSNR against minutes of training: both for as long, each on its own schedule, one after the other."""
+    held = mdn.load_pairs(directory / "pairs.zarr", "validation")
+    noisy, truth = training._stretched((held.noisy[::CHOSEN_ON], held.clean[::CHOSEN_ON]))
+    train = mdn.load_pairs(directory / "pairs.zarr", "train")
+    data, rows, targets = training._stretched((train.noisy, train.clean)), [], {}
+
+    def psnr(outputs: np.ndarray) -> float:
+        return float(np.mean(-10 * np.log10(np.mean((outputs - truth) ** 2, axis=(1, 2)))))
+
+    for name in contenders(NETWORK, RECIPE):
+        trial, took = contenders(NETWORK, RECIPE)[name], []
+        for number in range(5):
+            start = time.perf_counter()
+            trial.step(*training._batch(*data, RECIPE, np.zeros(2, np.uint32), number), number)
+            took.append(time.perf_counter() - start)
+        steps = max(evaluations, round(60 * minutes / np.median(took[1:])))
+        config = replace(RECIPE, steps=steps)
+        one, clock = contenders(NETWORK, config)[name], 0.0
+        for number in range(steps):
+            start = time.perf_counter()
+            one.step(*training._batch(*data, config, np.zeros(2, np.uint32), number), number)
+            clock += time.perf_counter() - start
+            if (number + 1) * evaluations // steps > number * evaluations // steps:
+                if name == "mdn":
+                    nnx.update(one.model, *one.state[3])
+                    outputs = training.predict(one.model, noisy)
+                else:
+                    now = {key: value.clone() for key, value in one.model.state_dict().items()}
+                    one.model.load_state_dict(one.average)
+                    outputs = np.stack([one.model.restore(image) for image in noisy])
+                    one.model.load_state_dict(now)
+                    one.model.train()
+                rows.append([name, number + 1, clock / 60, psnr(outputs)])
+                print(rows[-1], flush=True)
+        targets[f"{name}: steps in {minutes:g} minutes"] = float(steps)
+    best, found = mdn.load_denoiser().metadata["training"]["validation_psnr_db"], directory / "run" / "history.json"
+    if found.exists():
+        whole = json.loads(found.read_text(encoding="utf-8"))
+        whole = [
+            [n, s / 60, p] for n, s, p in zip(whole["step"], whole["seconds"], whole["validation_psnr"], strict=True)
+        ]
+        rows += [["shipped weights, first sitting", *row] for row in whole]
+        near = [minute for _, minute, value in whole if value >= best - 0.5]
+        targets[f"minutes to within 0.5 dB of the shipped weights' {best} dB, at most 180"] = near[0] if near else None
+    return {"columns": ["method", "step", "minute", "validation PSNR (dB)"], "rows": rows, "targets": targets}
+
+
+PARTS = {part.__name__: part for part in (step, pipeline, pairs, curve)}
+TINY = mdn.NetworkConfig(width=8, blocks=1), mdn.TrainingConfig(batch=2, crop=32)
+QUICK = {
+    "step": {"repeats": 1, "cases": {"tiny": TINY}},
+    "pipeline": {"repeats": 1, "network": TINY[0]},
+    "pairs": {"count": 5, "workers": 1},
+}
+
+
+def cell(value) -> str:
+    """A number in four digits, a gap where nothing was measured."""
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def main() -> None:
+    """Run the parts asked for, print and keep their tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"some of {', '.join(PARTS)}; all by default")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs; nothing is written")
+    args = parser.parse_args()
+    if unknown := set(args.parts) - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    for name in args.parts or (QUICK if args.quick else PARTS):
+        table = PARTS[name](**QUICK.get(name, {}) if args.quick else {})
+        print(f"\n{name}: {PARTS[name].__doc__.splitlines()[0]}")
+        for row in [table["columns"], *table["rows"], *(["", *item] for item in table["targets"].items())]:
+            print(" | ".join(f"{cell(v):>12}" for v in row), flush=True)
+        if not args.quick:
+            commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout
+            machine = f"{platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__} on {jax.default_backend()}"
+            facts = {"command": f"python -m benchmarks.training {name}", "commit": commit.strip(), "machine": machine}
+            held = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+            write(RESULTS, json.dumps(held | {name: facts | table}, indent=1))
+    if not find_spec("torch"):
+        print("\n*** LEFT OUT, NOT INSTALLED: torch. To have it: pip install torch==2.13.0 ***", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
