@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import io
 import math
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,9 +37,15 @@ STYLE = {
     "lines.markersize": 4, "image.cmap": "gray", "mathtext.fontset": "stix", "axes.linewidth": 0.8,
 }  # fmt: skip
 
+DRAWING = threading.RLock()  # a demo draws in a thread while cells draw, and matplotlib's settings are global
+
 
 class NotebookFigure(Figure):
     """A Figure that shows itself in a notebook whatever matplotlib's backend is."""
+
+    def draw(self, renderer) -> None:
+        with DRAWING:
+            super().draw(renderer)
 
     def _repr_png_(self) -> bytes:
         return self.png()
@@ -51,7 +58,12 @@ class NotebookFigure(Figure):
 
 
 def _styled(plot):
-    return functools.wraps(plot)(rc_context(STYLE)(plot))
+    @functools.wraps(plot)
+    def styled(*args, **options):
+        with DRAWING, rc_context(STYLE):
+            return plot(*args, **options)
+
+    return styled
 
 
 def _unit(image, name: str = "image") -> np.ndarray:
@@ -91,6 +103,11 @@ def _draw(ax: Axes, image, title: str = "", *, um_per_px: float | int | None = N
         bar.patch.set(alpha=0.85, linewidth=0)
         ax.add_artist(bar)
     return drawn
+
+
+def _from_one(field: np.ndarray) -> tuple[float, float, float, float]:
+    """The extent of an image whose rows and columns are counted from 1, as people count blocks and channels."""
+    return 0.5, field.shape[1] + 0.5, field.shape[0] + 0.5, 0.5
 
 
 def _edges(labels: np.ndarray) -> np.ndarray:
@@ -657,8 +674,8 @@ def plot_attention(maps, *, block: int | None = None) -> Figure:
             _draw(ax, maps.spatial[number], cmap="viridis")
             ax.set_title(f"block {number + 1}", weight="bold" if number == block else "normal")
     ax = bottom.subplots()
-    drawn = ax.imshow(maps.channel_weights, cmap="cividis", aspect="auto")
-    ax.set(xlabel="channel", ylabel="block", yticks=range(n), yticklabels=range(1, n + 1), title="channel weights y")
+    drawn = ax.imshow(maps.channel_weights, cmap="cividis", aspect="auto", extent=_from_one(maps.channel_weights))
+    ax.set(xlabel="channel", ylabel="block", yticks=range(1, n + 1), title="channel weights y")
     bottom.colorbar(drawn, ax=ax, label="weight", pad=0.01)
     return fig
 
@@ -852,8 +869,9 @@ def plot_channels(panels: dict, label: str) -> Figure:
     fig = NotebookFigure(figsize=(WIDTH, len(panels) * (0.45 + 0.17 * blocks) + 0.4), layout="constrained")
     axes = fig.subplots(len(panels), 1, sharex=True, squeeze=False).ravel()
     for ax, (name, field) in zip(axes, panels.items(), strict=True):
-        drawn = ax.imshow(field, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
-        ax.set(title=name, ylabel="block", yticks=range(len(field)), yticklabels=range(1, len(field) + 1))
+        look = {"cmap": "RdBu", "aspect": "auto", "interpolation": "nearest", "extent": _from_one(field)}
+        drawn = ax.imshow(field, vmin=-limit, vmax=limit, **look)
+        ax.set(title=name, ylabel="block", yticks=range(1, len(field) + 1))
         ax.grid(False)
     axes[-1].set_xlabel("channel")
     fig.colorbar(drawn, ax=list(axes), label=label, fraction=0.05, pad=0.01)
