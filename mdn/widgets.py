@@ -191,15 +191,21 @@ class Demo(ipw.VBox):
             try:
                 self._redraw(changed)
             except Stopped:
+                with self._lock:  # what was changed meanwhile waits, too
+                    self._mark(self._changed)
+                    self._changed = set()
                 self.say("Stopped: what was not drawn yet is as it was before. It is drawn with the next change.")
             except Exception as error:  # nobody reads the traceback of a thread
                 self.say(str(error) or type(error).__name__)
             self.progress.end()
 
+    def _mark(self, changed: set[str]) -> None:
+        self._stale |= {place for place, _, names in self._drawings if changed & {*names, "projector"}}
+
     def _redraw(self, changed: set[str]) -> None:
         if "projector" in changed:
             (self.add_class if self.controls["projector"].value else self.remove_class)("mdn-large")
-        self._stale |= {place for place, _, names in self._drawings if changed & {*names, "projector"}}
+        self._mark(changed)
         for place, function, names in self._drawings:
             if place in self._stale:
                 drawn, dpi = function(**self._values(names)), DPI[self.controls["projector"].value]

@@ -178,6 +178,7 @@ def test_the_first_pictures_come_after_the_call_and_can_be_stopped(denoiser, mon
     demo = widgets.explore_denoising(denoiser, RGB)
     assert started.wait(30) and demo.progress.layout.visibility == "visible"
     assert not any(picture.value for picture in demo.pictures) and "image/png" not in demo._repr_mimebundle_()
+    demo.controls["position"].value = 0.1  # which waits, too
     demo.progress.stop.click()
     go.set()
     finished(demo)

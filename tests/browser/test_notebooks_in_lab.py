@@ -146,7 +146,7 @@ class Seen:
             self.demo.evaluate("demo => demo.scrollIntoView()")
             self.page.wait_for_timeout(500)
             self.page.screenshot(path=OUTPUT / f"{self.name}-{screen}.png")
-            self.keep(screen)
+            self.keep(f"{screen}, whole")
         self.control("projector").locator("input").click()
         self.page.set_viewport_size(size)
         self.rest()
