@@ -278,12 +278,12 @@ def plot_pair(pair, *, um_per_px: float | int | None = None) -> Figure:
     ):  # fmt: skip
         inset = math.copysign(0.1, end - start)
         _arrow(page, (start + inset, base + tall / 2), (end - inset, base + tall / 2))
-        _note(page, (start + end) / 2, base + tall / 2 + 0.1, text, va="bottom")
+        _note(page, (start + end) / 2, base + tall / 2 + 0.1, text, 9, va="bottom")
     down, middle = x[2] + 0.75 * side, (x[0] + side / 2, x[2] + side / 2)
     _arrow(page, (down, high - 0.06), (down, low + tall + 0.06))
-    _note(page, down - 0.08, high - lane / 2 + 0.1, "phase of c", ha="right")
+    _note(page, down - 0.08, high - lane / 2 + 0.1, "phase of c", 9, ha="right")
     _arrow(page, (middle[0], low - 0.06), (middle[0], 0.22), (middle[1], 0.22), (middle[1], low - 0.06))
-    _note(page, WIDTH / 2, 0.28, "magnitude of f, in Fourier space", va="bottom")
+    _note(page, WIDTH / 2, 0.28, "magnitude of f, in Fourier space", 9, va="bottom")
     return fig
 
 

@@ -124,7 +124,8 @@ class Demo(ipw.VBox):
         self.progress, self._actions, self.threaded = progress or Progress(), dict(actions or {}), _watched()
         self._lock, self._changed, self._stale, self._busy = threading.Lock(), set(), set(), False
         width = "100%" if columns == 1 else f"{98 // columns}%"
-        self.pictures = tuple(ipw.Image(layout={"max_width": width, "display": "none"}) for _ in drawings)
+        hidden = {"display": "none", "margin": "2px 0"}  # a margin at the sides would make a full width scroll
+        self.pictures = tuple(ipw.Image(layout=hidden | {"max_width": width}) for _ in drawings)
         self.reports = tuple(ipw.HTML() for _ in reports)
         places, drawings = (*self.pictures, *self.reports), (*drawings, *reports)
         self._drawings = [(place, *drawing) for place, drawing in zip(places, drawings, strict=True)]
