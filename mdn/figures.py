@@ -272,7 +272,7 @@ def plot_pair(pair, *, um_per_px: float | int | None = None) -> Figure:
         _draw(ax, _unit(image), um_per_px=um_per_px if base == low else None)
         _note(page, start, base + tall + 0.07, title, 10, ha="left", va="baseline")
     for start, end, base, text in (
-        (x[0] + side, x[1], high, "a grey for\neach grain,\ndark grooves,\ntwins"),
+        (x[0] + side, x[1], high, "a grey for\neach grain,\ngrooves,\ntwins"),
         (x[1] + side, x[2], high, "scratches,\npits, stains,\nspeckle"),
         (x[0] + side, x[1], low, "histogram\nof f"), (x[2], x[1] + side, low, "greys\nmatched"),
     ):  # fmt: skip
