@@ -558,7 +558,7 @@ def plot_quality(
     limit = max(0.05, float(np.percentile(np.abs(removed), 99.5)))
     bar = {"location": "bottom", "fraction": 0.05, "pad": 0.02, "aspect": 50}
     drawn = _draw(axes[2], removed, "removed: before − after", cmap="PuOr", vmin=-limit, vmax=limit)
-    fig.colorbar(drawn, ax=axes[2], label="grey (white − black = 1)", **bar)
+    fig.colorbar(drawn, ax=axes[2], label="grey (white − black = 1); brown: it was darker", **bar)
     top = float(np.nanpercentile(uncertainty, 99.5)) if np.isfinite(uncertainty).any() else 0.0
     drawn = _draw(axes[3], uncertainty, "uncertainty: where the network hesitates", cmap="viridis", vmax=max(top, 1e-6))
     fig.colorbar(drawn, ax=axes[3], label="std (white − black = 1)", **bar)
@@ -840,7 +840,7 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence]) -> str:
         return f"{value:.2f}" if isinstance(value, float) else str(value)
 
     lines = [list(columns), ["---"] * len(columns), *(list(map(text, row)) for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 @_styled
