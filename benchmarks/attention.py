@@ -83,7 +83,8 @@ def weight_table(
             luckiest.append(np.abs(correlations(weights, shuffled)).max())
         chance = float(np.percentile(luckiest, 95))
         for block, field in enumerate(np.abs(fields[name])):
-            rows.append([name, block + 1, float(field.max()), int(field.argmax()), int((field > chance).sum()), chance])
+            largest, beyond = int(field.argmax()), int((field > chance).sum())
+            rows.append([name, block + 1, float(field[largest]), largest + 1, beyond, chance])
     columns = ["content", "block", "largest |r|", "its channel", "channels beyond chance", "chance (95 %)"]
     among = {
         a: dict(zip(names, row, strict=True)) for a, row in zip(names, np.corrcoef(content.T).tolist(), strict=True)
@@ -131,7 +132,7 @@ def silencing_table(denoiser: Denoiser, pairs: Pairs, chosen: np.ndarray) -> tup
     rows = []
     for missed, place in told:
         block, channel = divmod(int(place), fields["PSNR lost"].shape[1])
-        rows.append([missed, block + 1, channel, *(float(field[block, channel]) for field in fields.values())])
+        rows.append([missed, block + 1, channel + 1, *(float(field[block, channel]) for field in fields.values())])
     columns = ["missed", "block", "channel", "PSNR lost (dB)", *(f"change, {name}" for name in found[0].change)]
     return {"columns": columns, "rows": rows}, fields
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import io
 import math
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,9 +37,15 @@ STYLE = {
     "lines.markersize": 4, "image.cmap": "gray", "mathtext.fontset": "stix", "axes.linewidth": 0.8,
 }  # fmt: skip
 
+DRAWING = threading.RLock()  # a demo draws in a thread while cells draw, and matplotlib's settings are global
+
 
 class NotebookFigure(Figure):
     """A Figure that shows itself in a notebook whatever matplotlib's backend is."""
+
+    def draw(self, renderer) -> None:
+        with DRAWING:
+            super().draw(renderer)
 
     def _repr_png_(self) -> bytes:
         return self.png()
@@ -51,7 +58,12 @@ class NotebookFigure(Figure):
 
 
 def _styled(plot):
-    return functools.wraps(plot)(rc_context(STYLE)(plot))
+    @functools.wraps(plot)
+    def styled(*args, **options):
+        with DRAWING, rc_context(STYLE):
+            return plot(*args, **options)
+
+    return styled
 
 
 def _unit(image, name: str = "image") -> np.ndarray:
@@ -91,6 +103,11 @@ def _draw(ax: Axes, image, title: str = "", *, um_per_px: float | int | None = N
         bar.patch.set(alpha=0.85, linewidth=0)
         ax.add_artist(bar)
     return drawn
+
+
+def _from_one(field: np.ndarray) -> tuple[float, float, float, float]:
+    """The extent of an image whose rows and columns are counted from 1, as people count blocks and channels."""
+    return 0.5, field.shape[1] + 0.5, field.shape[0] + 0.5, 0.5
 
 
 def _edges(labels: np.ndarray) -> np.ndarray:
@@ -255,18 +272,18 @@ def plot_pair(pair, *, um_per_px: float | int | None = None) -> Figure:
         _draw(ax, _unit(image), um_per_px=um_per_px if base == low else None)
         _note(page, start, base + tall + 0.07, title, 10, ha="left", va="baseline")
     for start, end, base, text in (
-        (x[0] + side, x[1], high, "a grey for\neach grain,\ndark grooves,\ntwins"),
+        (x[0] + side, x[1], high, "a grey for\neach grain,\ngrooves,\ntwins"),
         (x[1] + side, x[2], high, "scratches,\npits, stains,\nspeckle"),
         (x[0] + side, x[1], low, "histogram\nof f"), (x[2], x[1] + side, low, "greys\nmatched"),
     ):  # fmt: skip
         inset = math.copysign(0.1, end - start)
         _arrow(page, (start + inset, base + tall / 2), (end - inset, base + tall / 2))
-        _note(page, (start + end) / 2, base + tall / 2 + 0.1, text, va="bottom")
+        _note(page, (start + end) / 2, base + tall / 2 + 0.1, text, 9, va="bottom")
     down, middle = x[2] + 0.75 * side, (x[0] + side / 2, x[2] + side / 2)
     _arrow(page, (down, high - 0.06), (down, low + tall + 0.06))
-    _note(page, down - 0.08, high - lane / 2 + 0.1, "phase of c", ha="right")
+    _note(page, down - 0.08, high - lane / 2 + 0.1, "phase of c", 9, ha="right")
     _arrow(page, (middle[0], low - 0.06), (middle[0], 0.22), (middle[1], 0.22), (middle[1], low - 0.06))
-    _note(page, WIDTH / 2, 0.28, "magnitude of f, in Fourier space", va="bottom")
+    _note(page, WIDTH / 2, 0.28, "magnitude of f, in Fourier space", 9, va="bottom")
     return fig
 
 
@@ -541,7 +558,7 @@ def plot_quality(
     limit = max(0.05, float(np.percentile(np.abs(removed), 99.5)))
     bar = {"location": "bottom", "fraction": 0.05, "pad": 0.02, "aspect": 50}
     drawn = _draw(axes[2], removed, "removed: before − after", cmap="PuOr", vmin=-limit, vmax=limit)
-    fig.colorbar(drawn, ax=axes[2], label="grey (white − black = 1)", **bar)
+    fig.colorbar(drawn, ax=axes[2], label="grey (white − black = 1); brown: it was darker", **bar)
     top = float(np.nanpercentile(uncertainty, 99.5)) if np.isfinite(uncertainty).any() else 0.0
     drawn = _draw(axes[3], uncertainty, "uncertainty: where the network hesitates", cmap="viridis", vmax=max(top, 1e-6))
     fig.colorbar(drawn, ax=axes[3], label="std (white − black = 1)", **bar)
@@ -657,8 +674,8 @@ def plot_attention(maps, *, block: int | None = None) -> Figure:
             _draw(ax, maps.spatial[number], cmap="viridis")
             ax.set_title(f"block {number + 1}", weight="bold" if number == block else "normal")
     ax = bottom.subplots()
-    drawn = ax.imshow(maps.channel_weights, cmap="cividis", aspect="auto")
-    ax.set(xlabel="channel", ylabel="block", yticks=range(n), yticklabels=range(1, n + 1), title="channel weights y")
+    drawn = ax.imshow(maps.channel_weights, cmap="cividis", aspect="auto", extent=_from_one(maps.channel_weights))
+    ax.set(xlabel="channel", ylabel="block", yticks=range(1, n + 1), title="channel weights y")
     bottom.colorbar(drawn, ax=ax, label="weight", pad=0.01)
     return fig
 
@@ -823,7 +840,7 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence]) -> str:
         return f"{value:.2f}" if isinstance(value, float) else str(value)
 
     lines = [list(columns), ["---"] * len(columns), *(list(map(text, row)) for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 @_styled
@@ -852,8 +869,9 @@ def plot_channels(panels: dict, label: str) -> Figure:
     fig = NotebookFigure(figsize=(WIDTH, len(panels) * (0.45 + 0.17 * blocks) + 0.4), layout="constrained")
     axes = fig.subplots(len(panels), 1, sharex=True, squeeze=False).ravel()
     for ax, (name, field) in zip(axes, panels.items(), strict=True):
-        drawn = ax.imshow(field, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
-        ax.set(title=name, ylabel="block", yticks=range(len(field)), yticklabels=range(1, len(field) + 1))
+        look = {"cmap": "RdBu", "aspect": "auto", "interpolation": "nearest", "extent": _from_one(field)}
+        drawn = ax.imshow(field, vmin=-limit, vmax=limit, **look)
+        ax.set(title=name, ylabel="block", yticks=range(1, len(field) + 1))
         ax.grid(False)
     axes[-1].set_xlabel("channel")
     fig.colorbar(drawn, ax=list(axes), label=label, fraction=0.05, pad=0.01)

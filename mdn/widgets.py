@@ -1,6 +1,6 @@
 """Teaching demos: one call a notebook cell, drawn by the figure functions that the notebooks use.
 
-Each returns a `Demo`. Without a front end, as under papermill, its first picture is there all the same.
+Each returns a `Demo` at once and then draws it; where nobody watches, as under papermill, it returns it drawn.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import jax
 import numpy as np
 from flax import nnx
 from IPython import get_ipython
-from IPython.display import HTML, display
 
 from mdn import figures, training
 from mdn.attention import attention_maps
@@ -44,7 +43,6 @@ LARGEST = 1024  # px a side of what is shown denoised: the middle of a larger mi
 CELLS = 160  # a side of the growing grains
 ASSUMED = 0.5  # um per pixel of what no microscope has seen
 MOST = 25_000_000  # px of an upload
-FIRST = "<i>Drawing the first pictures: some seconds. Interrupting the kernel stops it.</i>"
 DPI = {False: 120, True: 180}  # of pictures, by whether they are for a projector
 STYLE = """<style>
 .mdn-large { font-size: 21px; --jp-widgets-font-size: 21px; --jp-widgets-inline-height: 40px;
@@ -55,6 +53,12 @@ STYLE = """<style>
 
 class Stopped(Exception):
     """The Stop button was pressed."""
+
+
+def _watched() -> bool:
+    """Whether a person sits at this kernel: a front end lets its cells ask for input, papermill does not."""
+    kernel = getattr(get_ipython(), "kernel", None)
+    return kernel is not None and kernel.get_parent("shell").get("content", {}).get("allow_stdin", False)
 
 
 class Progress(ipw.HBox):
@@ -93,15 +97,15 @@ class Demo(ipw.VBox):
     """Controls beside or above pictures that follow them; a message tells what is wrong with an input.
 
     controls: widgets by name; what is shown is drawn from their values.
-    drawings: functions to a Figure or to HTML text, each with the names of the controls that it takes and is
-        drawn anew for. Figures become `pictures`.
+    drawings: functions to a Figure, each with the names of the controls that it takes and is drawn anew for.
+    reports: the same, to HTML text.
     actions: functions without arguments to a message, by the name of the button that calls them.
     progress: what long work in those functions reports to.
     columns: pictures in a row. groups: titles of controls that stand together, the others before them; then all
         controls stand beside the pictures.
 
-    In a notebook drawing happens in a thread, so that buttons answer meanwhile; what is changed in that time is
-    drawn next. Without a kernel, as in a script, it is done once a value is set.
+    At a front end drawing happens in a thread, from the first picture on, so that buttons answer meanwhile; what is
+    changed in that time, or was stopped, is drawn next. Elsewhere, as in a script, it is done once a value is set.
     """
 
     def __init__(
@@ -109,6 +113,7 @@ class Demo(ipw.VBox):
         controls: Mapping[str, ipw.Widget],
         drawings: Sequence[tuple[Callable, Sequence[str]]],
         *,
+        reports: Sequence[tuple[Callable, Sequence[str]]] = (),
         actions: Mapping[str, Callable[[], str]] | None = None,
         progress: Progress | None = None,
         columns: int = 1,
@@ -116,23 +121,14 @@ class Demo(ipw.VBox):
     ):
         projector = ipw.Checkbox(False, description="projector size", indent=False, layout={"width": "auto"})
         self.controls, self.message = {**controls, "projector": projector}, ipw.HTML()
-        self.progress, self._actions, self._drawings = progress or Progress(), dict(actions or {}), []
-        self.threaded = getattr(get_ipython(), "kernel", None) is not None
-        self._lock, self._changed, self._busy = threading.Lock(), set(), False
-        first = display(HTML(FIRST), display_id=True) if self.threaded else None
-        shown = []
-        for function, names in drawings:
-            drawn = function(**self._values(names))
-            place = ipw.HTML() if isinstance(drawn, str) else ipw.Image(format="png")
-            place.layout.max_width = "100%" if isinstance(drawn, str) or columns == 1 else f"{98 // columns}%"
-            self._drawings.append((place, function, names))
-            self._show(place, drawn)
-            shown.append(place)
-        self.progress.end()
-        if first:
-            first.update(HTML(""))
-        self.pictures = tuple(place for place in shown if isinstance(place, ipw.Image))
-        self.reports = tuple(place for place in shown if isinstance(place, ipw.HTML))
+        self.progress, self._actions, self.threaded = progress or Progress(), dict(actions or {}), _watched()
+        self._lock, self._changed, self._stale, self._busy = threading.Lock(), set(), set(), False
+        width = "100%" if columns == 1 else f"{98 // columns}%"
+        hidden = {"display": "none", "margin": "2px 0"}  # a margin at the sides would make a full width scroll
+        self.pictures = tuple(ipw.Image(layout=hidden | {"max_width": width}) for _ in drawings)
+        self.reports = tuple(ipw.HTML() for _ in reports)
+        places, drawings = (*self.pictures, *self.reports), (*drawings, *reports)
+        self._drawings = [(place, *drawing) for place, drawing in zip(places, drawings, strict=True)]
         followed = {name for _, names in drawings for name in names} | {"projector"}
         for name, control in self.controls.items():
             control.add_class(f"mdn-{name}")
@@ -147,6 +143,12 @@ class Demo(ipw.VBox):
         self.message.add_class("mdn-message")
         super().__init__((ipw.HTML(STYLE, layout={"display": "none"}), self._laid_out(groups or {})))
         self.add_class("mdn-demo")
+        if self.threaded:
+            self.progress(0, "drawing the first pictures")
+            self._follow("projector", None)
+        else:
+            self._redraw({"projector"})
+            self.progress.end()
 
     def _laid_out(self, groups: Mapping[str, Sequence[str]]) -> ipw.Box:
         """Controls, progress and words above the pictures; beside them where controls stand in groups."""
@@ -165,10 +167,6 @@ class Demo(ipw.VBox):
 
     def _values(self, names: Sequence[str]) -> dict:
         return {name: self.controls[name].value for name in names}
-
-    def _show(self, place: ipw.Image | ipw.HTML, drawn) -> None:
-        png = not isinstance(drawn, str)
-        place.value = drawn.png(dpi=DPI[self.controls["projector"].value], level=1) if png else drawn
 
     def _follow(self, name: str, _) -> None:
         with self._lock:
@@ -194,17 +192,27 @@ class Demo(ipw.VBox):
             try:
                 self._redraw(changed)
             except Stopped:
-                self.say("Stopped: what was not drawn yet shows the settings from before. Change one to go on.")
+                with self._lock:  # what was changed meanwhile waits, too
+                    self._mark(self._changed)
+                    self._changed = set()
+                self.say("Stopped: what was not drawn yet is as it was before. It is drawn with the next change.")
             except Exception as error:  # nobody reads the traceback of a thread
                 self.say(str(error) or type(error).__name__)
             self.progress.end()
 
+    def _mark(self, changed: set[str]) -> None:
+        self._stale |= {place for place, _, names in self._drawings if changed & {*names, "projector"}}
+
     def _redraw(self, changed: set[str]) -> None:
         if "projector" in changed:
             (self.add_class if self.controls["projector"].value else self.remove_class)("mdn-large")
+        self._mark(changed)
         for place, function, names in self._drawings:
-            if changed & {*names, "projector"}:
-                self._show(place, function(**self._values(names)))
+            if place in self._stale:
+                drawn, dpi = function(**self._values(names)), DPI[self.controls["projector"].value]
+                place.value = drawn if isinstance(drawn, str) else drawn.png(dpi=dpi, level=1)
+                place.layout.display = None
+                self._stale.discard(place)
         for name in changed & {*self._actions}:
             self.say(self._actions[name](), colour=figures.GREEN)
 
@@ -213,8 +221,9 @@ class Demo(ipw.VBox):
         self.message.value = f"<b style='color:{colour}'>{html.escape(text)}</b>" if text else ""
 
     def _repr_mimebundle_(self, **kwargs):
-        """The widget and, for viewers that have none, its first picture."""
-        return super()._repr_mimebundle_(**kwargs) | {"image/png": bytes(self.pictures[0].value)}
+        """The widget and, for viewers that have none, its first picture, if it is drawn already."""
+        first = bytes(self.pictures[0].value)
+        return super()._repr_mimebundle_(**kwargs) | ({"image/png": first} if first else {})
 
 
 LAID = {"style": {"description_width": "9em"}, "layout": {"width": "22em"}}
@@ -266,7 +275,7 @@ def _simulated(shape: tuple[int, int]) -> Sample:
 
 
 class _Choice:
-    """Micrographs to pick from by name, and an upload that adds to them; `self[name]` is a `Sample`.
+    """Micrographs to pick from by name, and an upload that adds to them; `self[name]` draws or reads a `Sample`.
 
     One that is given, a simulated pair if wanted, stand-ins of `shape`, and the registered ones that lie in the folder
     that MDN_MICROGRAPHS names.
@@ -274,9 +283,10 @@ class _Choice:
 
     def __init__(self, shape: tuple[int, int], given: Micrograph | np.ndarray | None = None, *, pair: bool = False):
         self._samples: dict[str, Callable[[], Sample]] = {}
+        self._um_per_px: dict[str, float | None] = {}  # of those that are not made up
         if given is not None:
             image = given if isinstance(given, Micrograph) else Micrograph(pixels=np.asarray(given))
-            self._samples["given"] = lambda: Sample(image)
+            self._samples["given"], self._um_per_px["given"] = lambda: Sample(image), image.um_per_px
         if pair:
             self._samples["simulated, truth known"] = functools.cache(lambda: _simulated(shape))
         for number, kind in enumerate(STAND_INS):
@@ -286,6 +296,7 @@ class _Choice:
         for name, source in sources().items() if folder else ():
             if source.use != "annotation" and (Path(folder).expanduser() / source.file).is_file():
                 self._samples[name] = functools.cache(functools.partial(_registered, name))
+                self._um_per_px[name] = source.um_per_px
         fitting = {"style": {"description_width": "initial"}, "layout": {"width": "22em"}}
         self.pick = ipw.Dropdown(options=list(self._samples), description="micrograph", **fitting)
         self.upload = ipw.FileUpload(
@@ -295,6 +306,10 @@ class _Choice:
 
     def __getitem__(self, name: str) -> Sample:
         return self._samples[name]()
+
+    def um_per_px(self, name: str) -> float | None:
+        """Its calibration, known without drawing it."""
+        return self._um_per_px.get(name, ASSUMED)
 
     def grey(self, name: str, shape: tuple[int, int], *, fill: bool = False) -> np.ndarray:
         """Luminance in [0, 1] of the middle."""
@@ -320,7 +335,7 @@ class _Choice:
                     return
             while name in self._samples:
                 name += " again"
-            self._samples = {name: lambda: Sample(image), **self._samples}
+            self._samples, self._um_per_px[name] = {name: lambda: Sample(image), **self._samples}, image.um_per_px
             self.pick.options = list(self._samples)  # which picks the first of them
 
         self.upload.observe(take, "value")
@@ -372,14 +387,20 @@ def explore_blend(reference: Micrograph | np.ndarray | None = None) -> Demo:
 
     reference: a micrograph to start with, [H, W] or [H, W, 3]; stand-ins and uploads can be picked as well.
     """
-    shape = (256, 256)
-    grains = grow(AllenCahn(shape=shape), n_grains=100, time=20.0, key=jax.random.key(0))
+    shape, progress = (256, 256), Progress()
     choice = _Choice(shape, reference)
+
+    @functools.cache
+    def structure():
+        progress(0.1, "growing grains")
+        grains = grow(AllenCahn(shape=shape), n_grains=100, time=20.0, key=jax.random.key(0))
+        progress(0.8, "adding defects, blending")
+        return grains
 
     def panels(micrograph, magnitude, **strengths):
         config = PairConfig(magnitude=magnitude, defects=DefectStrengths(**strengths))
-        pair = make_pair(grains, choice.grey(micrograph, shape, fill=True), config=config, key=jax.random.key(1))
-        return figures.plot_pair(pair, um_per_px=choice[micrograph].micrograph.um_per_px)
+        pair = make_pair(structure(), choice.grey(micrograph, shape, fill=True), config=config, key=jax.random.key(1))
+        return figures.plot_pair(pair, um_per_px=choice.um_per_px(micrograph))
 
     usual = DefectStrengths()
     sliders = {kind: _slider(kind.replace("_", " "), float(getattr(usual, kind))) for kind in KINDS}
@@ -387,7 +408,7 @@ def explore_blend(reference: Micrograph | np.ndarray | None = None) -> Demo:
     groups = {"of the surface, strength 0 to 1": SURFACE, "of the camera": CAMERA}
     groups = {f"Defects {title}": [defect.__name__ for defect in kinds] for title, kinds in groups.items()}
     drawings = [(panels, ("micrograph", "magnitude", *KINDS))]
-    return choice.serve(Demo({**controls, **sliders}, drawings, groups=groups))
+    return choice.serve(Demo({**controls, **sliders}, drawings, progress=progress, groups=groups))
 
 
 def explore_denoising(
@@ -424,14 +445,11 @@ def explore_denoising(
         progress(0.7 if match is None else 0.85, "looking for boundaries and grains")
         return image, detect_boundaries(image), segment_grains(image)
 
-    def scale(name):
-        return choice[name].micrograph.um_per_px
-
     def swipe(micrograph, match, position):
-        return figures.plot_swipe(*pair(micrograph, match), position, um_per_px=scale(micrograph))
+        return figures.plot_swipe(*pair(micrograph, match), position, um_per_px=choice.um_per_px(micrograph))
 
     def removed(micrograph, match):
-        return figures.plot_removed(*pair(micrograph, match), um_per_px=scale(micrograph))
+        return figures.plot_removed(*pair(micrograph, match), um_per_px=choice.um_per_px(micrograph))
 
     def boundaries(title, name, match):
         image, found, _ = measured(name, match)
@@ -492,19 +510,16 @@ def explore_denoising(
     }  # fmt: skip
 
     def calibrate(change=None) -> None:
-        try:
-            controls["um_per_px"].value = scale(choice.pick.value) or 0
-        except (ValueError, OSError):  # which the demo will say, once it draws
-            controls["um_per_px"].value = 0
+        controls["um_per_px"].value = choice.um_per_px(choice.pick.value) or 0
 
     calibrate()
     choice.pick.observe(calibrate, "value")  # before the demo follows it
     drawings = [
         (swipe, ("micrograph", "match", "position")), (removed, ("micrograph", "match")),
         (boundaries_before, ("micrograph",)), (boundaries_after, ("micrograph", "match")),
-        (report, ("micrograph", "match", "um_per_px")),
     ]  # fmt: skip
-    return choice.serve(Demo(controls, drawings, actions={"save": save}, progress=progress, columns=2))
+    reports, actions = [(report, ("micrograph", "match", "um_per_px"))], {"save": save}
+    return choice.serve(Demo(controls, drawings, reports=reports, actions=actions, progress=progress, columns=2))
 
 
 def explore_attention(denoiser: Denoiser | None = None) -> Demo:

@@ -288,6 +288,28 @@ def test_the_quality_figure_says_what_it_has():
 
 
 @pytest.mark.slow
+def test_fifty_files_of_which_three_are_broken(tiny, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(47):
+        Image.fromarray(metal((64 + number % 3, 96), seed=number)).save(folder / f"{number:02d}.png")
+    (folder / "cut.png").write_bytes((folder / "00.png").read_bytes()[:300])
+    (folder / "empty.tif").touch()
+    (folder / "notes.tif").write_text("no image")
+    records = run(tiny, folder, tmp_path / "out")
+    broken = {record["file"]: record["reason"] for record in records if record["status"] != "done"}
+    assert len(records) == 50 and set(broken) == {"cut.png", "empty.tif", "notes.tif"} and all(broken.values())
+    assert len(list((tmp_path / "out" / "denoised").iterdir())) == 47
+    report.write_table(records, tmp_path / "denoised.csv")
+    report.write_report(records, tmp_path / "report.html")
+    with (tmp_path / "denoised.csv").open(encoding="utf-8-sig", newline="") as file:
+        assert sum(bool(row["reason"]) for row in csv.DictReader(file)) == 3
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "47 denoised, 3 left out" in page.text and page.tags.count("img") == 47
+    assert all(f"{name}{reason}" in page.text for name, reason in broken.items())
+
+
+@pytest.mark.slow
 def test_two_hundred_files_in_flat_memory(tiny, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()

@@ -1,5 +1,7 @@
 """Figures draw what they are given, say so in their labels, and leave nothing open."""
 
+import threading
+import time
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
@@ -264,6 +266,7 @@ def test_a_table_in_markdown():
     assert table.splitlines()[:3] == ["| method | F |", "| --- | --- |", "| a | 0.12 |"]
     assert table.splitlines()[3:] == ["| b | 0.50 (0.40 to 0.60) |", "| c |  |", "| d | 1 |"]
     assert figures.markdown_table(["x"], [[[0.5, None, None]]]).endswith("| 0.50 |")
+    assert figures.markdown_table(["largest |r|"], []).startswith("| largest \\|r\\| |")  # or it is a column more
 
 
 def test_sparsification_is_relative_to_the_error_of_all():
@@ -275,6 +278,34 @@ def test_sparsification_is_relative_to_the_error_of_all():
 def test_channels_share_a_scale_about_zero():
     fields = {"a": np.array([[1.0, -2.0]]), "b": np.array([[3.0, np.nan]])}
     assert [ax.images[0].get_clim() for ax in figures.plot_channels(fields, "dB").axes[:2]] == [(-3, 3)] * 2
+
+
+def test_channels_and_blocks_are_counted_from_one_everywhere():
+    bars = next(ax for ax in figures.plot_block(MAPS, block=0, channel=0).axes if len(ax.patches) == 8).patches
+    maps, fields = figures.plot_attention(MAPS), figures.plot_channels({"r": MAPS.channel_weights}, "r")
+    shown = [ax.images[0] for fig in (maps, fields) for ax in fig.axes if ax.get_xlabel() == "channel"]
+    assert len(shown) == 2 and all(tuple(image.get_extent()) == (0.5, 8.5, 3.5, 0.5) for image in shown)
+    assert all(list(image.axes.get_yticks()) == [1, 2, 3] for image in shown)
+    assert [bar.get_x() + bar.get_width() / 2 for bar in bars] == pytest.approx(range(1, 9))
+
+
+def test_two_threads_that_draw_leave_the_settings_alone():
+    before, ends, inside = dict(plt.rcParams), [threading.Event(), threading.Event()], threading.Event()
+
+    @figures._styled
+    def drawn(end):
+        inside.set()
+        end.wait(5)
+
+    threads = [threading.Thread(target=drawn, args=(end,)) for end in ends]
+    threads[0].start()
+    inside.wait(5)
+    threads[1].start()  # if it began within the first one's settings, it would put those back at its end
+    time.sleep(0.1)
+    for end, thread in zip(ends, threads, strict=True):
+        end.set()
+        thread.join()
+    assert dict(plt.rcParams) == before
 
 
 def test_gaps_are_coloured_by_whether_they_hold_zero():

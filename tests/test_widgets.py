@@ -4,9 +4,11 @@ import asyncio
 import datetime
 import io
 import struct
+import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import ipywidgets
 import jax
@@ -56,6 +58,13 @@ def changed(demo, name, value) -> list[bool]:
     before = [bytes(picture.value) for picture in demo.pictures]
     demo.controls[name].value = value
     return [picture.value != old for picture, old in zip(demo.pictures, before, strict=True)]
+
+
+def finished(demo) -> None:
+    """Wait for its thread."""
+    end = time.monotonic() + 60
+    while demo._busy and time.monotonic() < end:
+        time.sleep(0.01)
 
 
 def upload(demo, name: str, content: bytes):
@@ -139,15 +148,46 @@ def test_in_a_notebook_the_work_is_done_in_a_thread_with_the_last_values(denoisi
     before = bytes(demo.pictures[0].value)
     for position in (0.1, 0.2, 0.9):
         demo.controls["position"].value = position
-    end = time.monotonic() + 60
-    while demo._busy and time.monotonic() < end:
-        time.sleep(0.01)
+    finished(demo)
     threaded = bytes(demo.pictures[0].value)
     demo.threaded = False
     demo.controls["position"].value = 0.5
     assert demo.pictures[0].value == before
     demo.controls["position"].value = 0.9
     assert demo.pictures[0].value == threaded != before
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_person_is_told_from_papermill_by_whether_a_cell_may_ask(monkeypatch, allowed):
+    assert not widgets._watched()  # a script
+    kernel = SimpleNamespace(get_parent=lambda channel: {"content": {"allow_stdin": allowed}})
+    monkeypatch.setattr(widgets, "get_ipython", lambda: SimpleNamespace(kernel=kernel))
+    assert widgets._watched() is allowed
+
+
+def test_the_first_pictures_come_after_the_call_and_can_be_stopped(denoiser, monkeypatch):
+    monkeypatch.setattr(widgets, "_watched", lambda: True)
+    started, go, restore = threading.Event(), threading.Event(), Denoiser.restore
+
+    def slow(*arguments, **options):
+        started.set()
+        go.wait(30)
+        return restore(*arguments, **options)
+
+    monkeypatch.setattr(Denoiser, "restore", slow)
+    demo = widgets.explore_denoising(denoiser, RGB)
+    assert started.wait(30) and demo.progress.layout.visibility == "visible"
+    assert not any(picture.value for picture in demo.pictures) and "image/png" not in demo._repr_mimebundle_()
+    demo.controls["position"].value = 0.1  # which waits, too
+    demo.progress.stop.click()
+    go.set()
+    finished(demo)
+    assert "Stopped" in demo.message.value and not any(picture.value for picture in demo.pictures)
+    assert demo.progress.layout.visibility == "hidden"
+    demo.controls["position"].value = 0.9  # which draws what was left undone, too
+    finished(demo)
+    assert whole(demo) and demo.reports[0].value and demo.message.value == ""
+    assert {picture.layout.display for picture in demo.pictures} == {None}
 
 
 def test_blend(monkeypatch):

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mdn.defects import KINDS
+
 from .conftest import OUTPUT, TOKEN
 
 pytestmark = pytest.mark.browser
@@ -21,6 +23,13 @@ CELLS = """() => window.jupyterapp.shell.currentWidget.content.model.toJSON().ce
     .map(cell => ({count: cell.execution_count,
                    errors: cell.outputs.filter(o => o.output_type === 'error').map(o => o.ename + ': ' + o.evalue)}))"""
 LONGEST = 240  # seconds of one notebook
+WHOLE = """pictures => pictures.length > 0 && pictures.every(
+    picture => picture.complete && picture.naturalWidth > 100 && picture.offsetWidth > 0)"""
+SIDEWAYS = """demo => [demo, ...demo.querySelectorAll('*')].concat(demo.closest('.jp-OutputArea'))
+    .filter(part => part.scrollWidth > part.clientWidth + 2 && part.clientWidth > 0 &&
+                    ['auto', 'scroll'].includes(getComputedStyle(part).overflowX))
+    .map(part => part.className)"""
+SCREENS = {"laptop": (1366, 768, False), "projector": (1920, 1080, True)}
 
 
 def open_notebook(page, lab, name: str) -> None:
@@ -56,7 +65,13 @@ class Seen:
         self.demo = page.locator(".mdn-demo").first
         self.demo.wait_for()
         self.demo.scroll_into_view_if_needed()
-        self.picture(0).wait_for()
+        self.rest()
+
+    def rest(self) -> None:
+        """Wait until every picture is drawn and nothing is under way."""
+        self.demo.locator(".mdn-progress").wait_for(state="hidden", timeout=1000 * LONGEST)
+        self.page.wait_for_timeout(100)
+        assert self.demo.locator("img").evaluate_all(WHOLE), f"{self.name}: pictures are missing"
 
     def picture(self, number: int):
         return self.demo.locator(f"img.mdn-picture-{number}")
@@ -99,6 +114,42 @@ class Seen:
         seconds, after = time.monotonic() - start, self.pixels(number)
         assert new and (before.shape != after.shape or np.abs(before - after).max() > 8)
         return seconds
+
+    def width(self) -> float:
+        return self.picture(0).bounding_box()["width"]
+
+    def stop(self, action) -> None:
+        """Do it, and stop what it began: it is told, and the picture stays."""
+        picture = self.picture(0)
+        before = picture.get_attribute("src")
+        action()
+        self.control("progress").locator(".mdn-stop").click()
+        self.says("Stopped")
+        self.demo.locator(".mdn-progress").wait_for(state="hidden")
+        assert picture.get_attribute("src") == before
+        self.keep("stopped")
+
+    def on_screens(self) -> None:
+        """What it looks like on a laptop, and at a projector with its checkbox: larger, nothing cut off."""
+        size, usual = self.page.viewport_size, None
+        for screen, (width, height, large) in SCREENS.items():
+            self.page.set_viewport_size({"width": width, "height": height})
+            usual = usual or self.width()
+            letters = self.control("projector").evaluate("box => parseFloat(getComputedStyle(box).fontSize)")
+            if large:
+                self.follows(lambda: self.control("projector").locator("input").click())
+                self.rest()
+                assert self.width() > 1.2 * usual
+                now = self.control("projector").evaluate("box => parseFloat(getComputedStyle(box).fontSize)")
+                assert now > 1.3 * letters
+            assert not self.demo.evaluate(SIDEWAYS), screen
+            self.demo.evaluate("demo => demo.scrollIntoView()")
+            self.page.wait_for_timeout(500)
+            self.page.screenshot(path=OUTPUT / f"{self.name}-{screen}.png")
+            self.keep(f"{screen}, whole")
+        self.control("projector").locator("input").click()
+        self.page.set_viewport_size(size)
+        self.rest()
 
     def keep(self, name: str) -> None:
         """A screenshot of the whole demo."""
@@ -152,7 +203,10 @@ def uploads(tmp_path_factory):
 def test_runs_and_its_demo_answers(notebook, page, uploads, timed):
     page.screenshot(path=OUTPUT / f"{notebook}-page.png")
     if notebook[:2] in DEMOS:
+        start = time.monotonic()
         seen = Seen(page, notebook)
+        timed[f"{notebook}: first pictures, after the last cell"] = time.monotonic() - start
+        seen.on_screens()
         DEMOS[notebook[:2]](seen, uploads, timed)
         assert not [error for cell in page.evaluate(CELLS) for error in cell["errors"]]
 
@@ -181,11 +235,19 @@ def phase_field(seen, uploads, timed):
     seen.follows(lambda: seen.drag("time", 0.1), number=1)  # the curves, drawn after the structure
     seen.keep("early")
     seen.follows(lambda: seen.control("play").locator("button").first.click())
+    seen.control("play").locator("button").nth(1).click()
+    seen.rest()
+    seen.stop(lambda: seen.drag("n_grains", 0.0))
+    seen.follows(lambda: seen.drag("time", 0.5), longest=LONGEST)  # what was stopped is drawn now
+    seen.rest()
 
 
 def blend(seen, uploads, timed):
     timed["blend: magnitude"] = seen.follows(lambda: seen.drag("magnitude", 0.1))
     seen.keep("little magnitude")
+    for kind in KINDS:
+        timed[f"blend: {kind.replace('_', ' ')}"] = seen.follows(lambda kind=kind: seen.drag(kind, 0.9))
+    seen.keep("all defects")
     timed["blend: upload"] = seen.follows(lambda: seen.upload(uploads / "mine.png"))
     seen.keep("uploaded")
     seen.upload(uploads / "notes.txt")
