@@ -20,7 +20,9 @@ from mdn.inference import Denoiser
 from mdn.network import DenoisingNetwork, NetworkConfig
 from mdn.training import History, TrainingConfig, fit
 
-TRAINING = TrainingConfig(steps=20, batch=8, crop=None, learning_rate=1e-3, evaluate_every=1)
+# The paper's rate: at ten times of it Adam makes 1e-5 of float32's rounding in 20 steps, as it does on one device when
+# the weight gradient is summed in another order.
+TRAINING = TrainingConfig(steps=20, batch=8, crop=None, evaluate_every=1)
 PAIRS = dataset.DatasetConfig(n_pairs=10, n_test=1, n_runs=5, shape=(64, 64), time=(2.0, 4.0), real=False)
 
 
@@ -61,9 +63,9 @@ def train(double: bool = False, config: TrainingConfig = TRAINING, **options) ->
 
 
 def float64(folder: Path) -> dict:
-    """The same in double precision."""
+    """The same in double precision, and ten times as fast."""
     with jax.enable_x64(True):
-        return train(double=True)
+        return train(double=True, config=replace(TRAINING, learning_rate=1e-3))
 
 
 def resumed(folder: Path) -> dict:
