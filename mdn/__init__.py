@@ -4,6 +4,7 @@ Data flows down this list:
 
 | module          | holds                                            | paper            | notebook |
 |-----------------|--------------------------------------------------|------------------|----------|
+| `processes`     | several of them about one folder                 | beyond           | 03       |
 | `phase_field`   | Allen-Cahn grain growth                          | App. A, Fig. 1a  | 01       |
 | `verification`  | answers known in closed form                     | beyond           | 01       |
 | `micrographs`   | image files, the registry of real micrographs    | App. B, Fig. 1f  | 02, 06   |
@@ -47,7 +48,7 @@ _HOME = {
 }
 _MODULES = (
     *(*_HOME, "verification", "defects", "metrics", "baselines", "figures"),
-    *("burnt_in", "batch", "report", "widgets"),
+    *("burnt_in", "batch", "report", "widgets", "processes"),
 )
 _NAMES = {name: module for module, names in _HOME.items() for name in names}
 

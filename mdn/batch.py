@@ -41,6 +41,7 @@ from mdn.micrographs import (
     write_micrograph,
 )
 from mdn.network import write_whole
+from mdn.processes import own, together
 from mdn.uncertainty import familiarity, uncertainty_map
 
 SHAPES_KEPT = 8  # compiled networks: each shape has its own, and a folder may hold many
@@ -204,6 +205,9 @@ def denoise_folder(
     and record are complete, for this very file, these weights and these settings, is not done again; its
     record says so ("again": True). Stop whenever you like.
 
+    After `jax.distributed.initialize`, every process goes through this to the end with the same arguments, and
+    denoises its share of the files into an output that all of them see; the records of the others' come last.
+
     Args:
         denoiser, um_per_px, key, passes: as of `denoise_file`.
         files: as of `find_micrographs`.
@@ -222,11 +226,37 @@ def denoise_folder(
         (output / name).mkdir(parents=True, exist_ok=True)
     settings = {"um_per_px": um_per_px, "passes": passes, "seed": jax.random.key_data(key).tolist()}
     settings["weights"] = _fingerprint(denoiser)
+    failure, share = None, own(list(files))
+    try:
+        yield from _denoise_share(denoiser, share, output, settings, key)
+    except Exception as error:
+        failure = error
+
+    def told():
+        if failure is not None:
+            raise failure
+
+    together(told)
+    for path in sorted(set(files) - set(share)):
+        _, place, picture = _places(output, path)
+        yield _read_record(place) | {"picture": str(picture)}
+
+
+def _places(output: Path, path: Path) -> tuple[Path, Path, Path]:
+    """Where the result, the record and the picture of a file go."""
+    name = _short(path.name)
+    place = output / "records" / f"{name}.json"
+    return output / "denoised" / f"{name}.tif", place, place.with_suffix(".jpg")
+
+
+def _denoise_share(
+    denoiser: Denoiser, files: Sequence[Path], output: Path, settings: dict, key: Array
+) -> Iterator[dict]:
+    """The records of files that this process denoises."""
+    um_per_px, passes = settings["um_per_px"], settings["passes"]
     shapes = set()
     for path in files:
-        name = _short(path.name)
-        target, place = output / "denoised" / f"{name}.tif", output / "records" / f"{name}.json"
-        picture = place.with_suffix(".jpg")
+        target, place, picture = _places(output, path)
         try:
             stat, reason = path.stat(), ""
         except OSError as error:

@@ -30,6 +30,7 @@ from mdn import micrographs
 from mdn.defects import KINDS, DefectStrengths
 from mdn.micrographs import load_reference, luminance, region
 from mdn.phase_field import AllenCahn, Grains, grow
+from mdn.processes import in_turn, own, together
 from mdn.synthesis import STAND_INS, PairConfig, make_pair, stand_in
 
 SPLITS = tuple(micrographs.SPLITS)
@@ -301,13 +302,16 @@ def make_dataset(
 ) -> str:
     """Make the pairs, or go on making them: pairs that are there already are kept.
 
+    After `jax.distributed.initialize`, every process calls this with the same arguments and makes its share of the
+    runs, into a path that all of them see; none returns before all are done.
+
     Args:
         path: Zarr group to write, one sub-group a split.
         config: what to make.
         grown: folder where grown structures are kept, for other datasets of the same seed, shape, diameters and
             times; without one they are grown anew.
         folder: of micrographs of your own to take as references, as in `load_references`.
-        workers: processes, each on a core of its own; the bytes do not depend on it.
+        workers: processes that this one starts, each on a core of its own; the bytes do not depend on it.
         progress: whether to show a bar.
 
     Returns:
@@ -319,6 +323,22 @@ def make_dataset(
 
     Source: Section III.
     """
+    references, provenance, tasks = in_turn(_prepare, path, config, folder)
+    held, tasks = sum(config.counts().values()) - sum(len(todo) for _, _, todo in tasks), own(tasks)
+    total, shown = held + sum(len(todo) for _, _, todo in tasks), progress and jax.process_index() == 0
+    bar = tqdm(total=total, initial=held, desc="pairs", disable=not shown, mininterval=1)
+    make = partial(_make_run, str(path), config, grown, folder)
+    together(_make_runs, make, tasks, references, workers, bar)
+    bar.close()
+    return provenance
+
+
+def _prepare(path: str | Path, config: DatasetConfig, folder: str | Path | None) -> tuple[dict, str, list]:
+    """Claim the path and make its arrays; the references, what they are, and what is still to be made.
+
+    Processes after the first find all made, and only look.
+    """
+    first = jax.process_index() == 0
     references = _all_references.__wrapped__(config, folder)  # a folder may hold other files than last time
     provenance = "real" if references["train"][0].real else "stand-ins"
     wanted = json.loads(json.dumps({**asdict(config), "micrographs": provenance}))
@@ -326,7 +346,7 @@ def make_dataset(
         provenance = "your own"
         pixels = b"".join(image.tobytes() for split in SPLITS for image in references[split][0].images)
         wanted["micrographs"] = hashlib.sha256(pixels).hexdigest()
-    root = _open(path, "a")
+    root = _open(path, "a" if first else "r+")
     if "config" in root.attrs and root.attrs["config"] != wanted:
         held = dict(root.attrs["config"])
         odd = [
@@ -335,18 +355,21 @@ def make_dataset(
         raise ValueError(
             f"{path} holds a dataset of another configuration: {'; '.join(odd)}; remove it or name another path"
         )
-    root.attrs["config"] = wanted
+    if first:
+        root.attrs["config"] = wanted
     counts, tasks = config.counts(), []
     for split, runs in config.runs().items():
-        _create(root, split, counts[split], config.shape, _names(references[split]))
+        if first:
+            _create(root, split, counts[split], config.shape, _names(references[split]))
         done = _read(path, split, "done")
         for offset, run in enumerate(runs):
             todo = [i for i in range(offset, counts[split], len(runs)) if not done[i]]
             tasks += [(split, run, todo)] * bool(todo)
-    total = sum(counts.values())
-    left = sum(len(todo) for _, _, todo in tasks)
-    bar = tqdm(total=total, initial=total - left, desc="pairs", disable=not progress, mininterval=1)
-    make = partial(_make_run, str(path), config, grown, folder)
+    return references, provenance, tasks
+
+
+def _make_runs(make, tasks: list, references: dict, workers: int, bar: tqdm) -> None:
+    """`make` each of the tasks, here or by workers."""
     if workers == 1 or len(tasks) < 2:
         for task in tasks:
             bar.update(make(task, references))
@@ -358,8 +381,6 @@ def make_dataset(
         with ProcessPoolExecutor(workers, **spawn) as pool:
             for finished in as_completed([pool.submit(make, task) for task in tasks]):
                 bar.update(finished.result())
-    bar.close()
-    return provenance
 
 
 def _settle(cores) -> None:

@@ -1,4 +1,8 @@
-"""Training (Eq. 11, Section III): MSE and L2 under Adam, resumable, for any network of images to images."""
+"""Training (Eq. 11, Section III): MSE and L2 under Adam, resumable, for any network of images to images.
+
+On several devices the batch is shared out and the parameters are held by each; XLA's partitioner adds what that takes
+to the compiled step, so that loss, batch-norm statistics and gradients are those of the whole batch.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -17,10 +22,12 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 from tqdm.auto import tqdm
 
 from mdn.network import stretch, write_whole
+from mdn.processes import agreed, in_turn
 
 Images = Float[np.ndarray, "_n _h _w"]  # noisy and clean agree in shape, training and validation need not
 
@@ -143,11 +150,14 @@ def loss(
     return value
 
 
-def _step_function(config: TrainingConfig, graph, rest, dropout: bool) -> Callable:
-    """One optimiser step as a pure function of (parameters, batch statistics, moments, average), key and batch."""
+def _step_function(config: TrainingConfig, graph, rest, dropout: bool, sharding=None) -> Callable:
+    """One optimiser step as a pure function of (parameters, batch statistics, moments, average), key and batch.
+
+    `sharding` is that of the new state and the loss; by default what follows from the arguments'.
+    """
     optimiser = config.optimiser()
 
-    @jax.jit
+    @partial(jax.jit, out_shardings=sharding)
     def step(state, key, noisy, clean, number=0):
         params, statistics, moments, average = state
 
@@ -200,6 +210,20 @@ def train_step(
     return moments, float(value)
 
 
+def _mesh(batch: int) -> Mesh:
+    """All devices of all processes on one axis; in one process, as many of them as the batch shares out over."""
+    devices = jax.devices()
+    n = next(n for n in range(len(devices), 0, -1) if batch % n == 0)
+    if n < len(devices) and jax.process_count() > 1:
+        raise ValueError(f"batch: {batch} images; accepted: a multiple of the {len(devices)} devices of all processes")
+    return Mesh(devices[:n], ("data",))
+
+
+def _local(tree):
+    """What every device holds alike, as arrays of this process alone."""
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), tree)
+
+
 def _batch(noisy: Images, clean: Images, config: TrainingConfig, seed: np.ndarray, step: int) -> tuple[Images, Images]:
     """The batch of a step: a function of seed and step alone, so that a run can go on anywhere."""
     per_epoch = max(1, len(noisy) // config.batch)
@@ -238,8 +262,13 @@ def predict(model: nnx.Module, images: Images, *, batch: int = 8) -> Images:
         float32 [n, h, w].
     """
     graph, state = nnx.split(nnx.view(model, deterministic=True, use_running_average=True))
-    apply = jax.jit(lambda state, x: nnx.merge(graph, state)(x[..., None])[..., 0])
-    return np.concatenate([np.asarray(apply(state, images[i : i + batch])) for i in range(0, len(images), batch)])
+    parts = [images[i : i + batch] for i in range(0, len(images), batch)]
+    return np.concatenate([np.asarray(_apply(graph, state, part)) for part in parts])
+
+
+@partial(jax.jit, static_argnums=0)  # compiled once a network, not once an evaluation
+def _apply(graph, state, x):
+    return nnx.merge(graph, state)(x[..., None])[..., 0]
 
 
 def fit(
@@ -256,6 +285,10 @@ def fit(
 ) -> History:
     """Train the network; it ends with the weights that were best on the validation pairs, stopped early or not.
 
+    The batch is shared out evenly over all devices: in one process, over as many of them as divide it. After
+    `jax.distributed.initialize`, every process calls `fit` with the same arguments; each takes part with its own
+    devices, process 0 alone writes and shows the bar, and a directory is one that all of them see.
+
     Args:
         model: any NNX module from [n, h, w, 1] to the same; updated in place.
         train, validation: (noisy, clean), each float32 [n, h, w] in [0, 1]. Each noisy image is stretched to its
@@ -267,6 +300,7 @@ def fit(
         progress: whether to show a bar with the losses.
         report: called with the history after each evaluation.
         stop: asked after each step; once it is true the network is evaluated a last time and the training ends.
+            Of several processes, process 0's answer counts.
             An interrupt leaves the best weights so far in the model, too, and is raised again.
 
     Returns:
@@ -274,7 +308,8 @@ def fit(
 
     Raises:
         ValueError: if images and truths do not agree in shape, are empty or not finite, or the directory holds a
-            run of another configuration, network, key or set of pairs, or no checkpoint that is whole.
+            run of another configuration, network, key or set of pairs, or no checkpoint that is whole; if there are
+            several processes and the batch is no multiple of their devices.
         OSError: naming the checkpoint, where the disk is full or takes no files; the one before is kept.
 
     Source: Eq. 11 and Section II.B.d.
@@ -285,28 +320,33 @@ def fit(
             raise ValueError(f"{name} must be two equal, non-empty [n, h, w] arrays, got {noisy.shape}, {clean.shape}")
         if not (np.isfinite(noisy).all() and np.isfinite(clean).all()):
             raise ValueError(f"{name} holds NaN or infinity; accepted: finite images in [0, 1]")
+    mesh = _mesh(config.batch)
+    everywhere, shared = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
     train, validation = _stretched(train), _stretched(validation)
     graph, params, statistics, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
     state = (params, statistics, config.optimiser().init(params), (params, statistics))
     best, start, history = state[3], 0, History()
     if directory is not None:
         directory = Path(directory).resolve()
-        _claim(directory, config, model, key, train)
-        state, best, start, history = _restore(directory, state, best)
-    steps = {dropout: _step_function(config, graph, rest, dropout) for dropout in (True, False)}
+        in_turn(_claim, directory, config, model, key, train)
+        state, best, start, history = in_turn(_restore, directory, state, best)
+    state, best = jax.device_put((state, best), everywhere)
+    steps = {dropout: _step_function(config, graph, rest, dropout, everywhere) for dropout in (True, False)}
     seed, losses, clock = np.asarray(jax.random.key_data(key)), [], time.monotonic()
     earlier = history.seconds[-1] if history.step else 0.0
-    bar = tqdm(range(start, config.steps), initial=start, total=config.steps, disable=not progress, mininterval=1)
+    shown = progress and jax.process_index() == 0
+    bar = tqdm(range(start, config.steps), initial=start, total=config.steps, disable=not shown, mininterval=1)
     try:
         for number in bar:
-            batch = _batch(*train, config, seed, number)
+            whole = _batch(*train, config, seed, number)
+            batch = [jax.make_array_from_callback(a.shape, shared, a.__getitem__) for a in whole]
             step = steps[number < config.dropout_until * config.steps]
             state, value = step(state, jax.random.fold_in(key, number), *batch, number)
             losses.append(value)
-            last = number + 1 == config.steps or (stop is not None and stop())
+            last = number + 1 == config.steps or (stop is not None and bool(agreed(stop())))
             if last or (number + 1) % config.evaluate_every == 0:
-                nnx.update(model, *state[3])
-                error = np.mean((predict(model, validation[0]) - validation[1]) ** 2, axis=(1, 2))
+                nnx.update(model, *_local(state[3]))
+                error = agreed(np.mean((predict(model, validation[0]) - validation[1]) ** 2, axis=(1, 2)))
                 history.step.append(number + 1)
                 history.seconds.append(earlier + time.monotonic() - clock)
                 history.train_loss.append(float(np.mean(losses)))
@@ -316,7 +356,7 @@ def fit(
                 if history.best == len(history.step) - 1:
                     best = state[3]
                 if directory is not None:
-                    _save(directory, state, best, history)
+                    in_turn(_save, directory, state, best, history)
                 reached = f"{history.validation_psnr[-1]:.2f} dB"
                 bar.set_postfix(loss=f"{history.train_loss[-1]:.4f}", validation=reached)
                 if report is not None:
@@ -324,7 +364,7 @@ def fit(
             if last:
                 break
     finally:
-        nnx.update(model, *best)
+        nnx.update(model, *_local(best))
     return history
 
 
@@ -355,13 +395,21 @@ def _claim(
 
 
 def _manager(directory: Path) -> ocp.CheckpointManager:
-    """The last checkpoint and the one before, to fall back on."""
-    return ocp.CheckpointManager(directory / "last", options=ocp.CheckpointManagerOptions(max_to_keep=2))
+    """The last checkpoint and the one before, to fall back on; a process waits for no other."""
+    (directory / "last").mkdir(exist_ok=True)
+    this = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=this, active_processes={this}, barrier_sync_key_prefix=f"process{this}"
+    )
+    options = ocp.CheckpointManagerOptions(max_to_keep=2, create=False, multiprocessing_options=alone)
+    return ocp.CheckpointManager(directory / "last", options=options)
 
 
 def _save(directory: Path, state, best, history: History) -> None:
     """Checkpoint: the last state, the best weights so far and the history; then the checksums of its files."""
-    leaves = {f"{index:04d}": leaf for index, leaf in enumerate(jax.tree.leaves((state, best)))}
+    if jax.process_index() > 0:
+        return
+    leaves = {f"{index:04d}": np.asarray(leaf) for index, leaf in enumerate(jax.tree.leaves((state, best)))}
     items = ocp.args.Composite(arrays=ocp.args.StandardSave(leaves), history=ocp.args.JsonSave(asdict(history)))
     step = history.step[-1]
     try:
@@ -415,7 +463,7 @@ def _restore(directory: Path, state, best):
     Raises ValueError where there are checkpoints and not one is whole.
     """
     leaves, tree = jax.tree.flatten((state, best))
-    template = {f"{index:04d}": jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for index, leaf in enumerate(leaves)}
+    template = {f"{index:04d}": np.empty(leaf.shape, leaf.dtype) for index, leaf in enumerate(leaves)}
     items = ocp.args.Composite(arrays=ocp.args.StandardRestore(template), history=ocp.args.JsonRestore())
     with _manager(directory) as manager:
         damaged = {}

@@ -10,8 +10,8 @@ import mdn
 MODULES = sorted(p.stem for p in Path(mdn.__file__).parent.glob("*.py") if p.stem != "__init__")
 ALONE = {"figures", "network", "phase_field", "defects", "micrographs", "metrics"}
 ORDER = (
-    *("phase_field", "verification", "micrographs", "defects", "synthesis", "dataset", "metrics", "network"),
-    *("training", "inference", "attention", "uncertainty", "grains", "baselines", "figures"),
+    *("processes", "phase_field", "verification", "micrographs", "defects", "synthesis", "dataset", "metrics"),
+    *("network", "training", "inference", "attention", "uncertainty", "grains", "baselines", "figures"),
     *("burnt_in", "batch", "report", "widgets"),
 )
 

@@ -1,0 +1,114 @@
+"""Several devices, and several processes on the loopback: the same losses, the same pairs, the same results as one."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from mdn.micrographs import write_micrograph
+
+WORKER = Path(__file__).parent / "distributed.py"
+TRAINED = ("float32", "float64", "resumed")
+
+
+def launch(folder: Path, work: tuple[str, ...], *, processes: int = 1, devices: int = 1) -> SimpleNamespace:
+    """Run it and wait: the folder, and by work what each process found; the last one's `stderr`."""
+    folder.mkdir()
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(WORKER.parent.parent)}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(folder), str(port), str(processes), str(i), *work],
+            env=environment, stderr=(folder / f"{i}.err").open("w"),
+        )
+        for i in range(processes)
+    ]  # fmt: skip
+    try:
+        codes = [process.wait(400) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    said = [(folder / f"{i}.err").read_text(encoding="utf-8") for i in range(processes)]
+    assert codes == [0] * processes, "\n".join(text[-2000:] for text in said)
+    found = {w: [json.loads((folder / f"{w}.{i}.json").read_text()) for i in range(processes)] for w in work}
+    return SimpleNamespace(folder=folder, found=found, said=said)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("distributed")
+    (folder / "micrographs").mkdir()
+    for i in range(3):
+        pixels = np.random.default_rng(i).integers(60, 200, (40, 48), np.uint8)
+        write_micrograph(folder / "micrographs" / f"{i}.tif", pixels)
+    (folder / "micrographs" / "3.tif").write_text("no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one(place):
+    return launch(place / "one", (*TRAINED, "pairs", "micrographs"))
+
+
+@pytest.fixture(scope="module")
+def two(place):
+    return launch(place / "two", (*TRAINED, "pairs", "micrographs", "refused"), processes=2)
+
+
+@pytest.fixture(scope="module")
+def eight(place):
+    return launch(place / "eight", TRAINED, devices=8)
+
+
+@pytest.mark.parametrize("work", TRAINED)
+@pytest.mark.parametrize("run", ["two", "eight"])
+def test_the_losses_are_those_of_one_device(one, run, work, request):
+    (alone,) = one.found[work]
+    for found in request.getfixturevalue(run).found[work]:
+        assert found["devices"] == {"two": 2, "eight": 8}[run]
+        assert found["dtype"] == alone["dtype"] == ("float64" if work == "float64" else "float32")
+        np.testing.assert_allclose(found["loss"], alone["loss"], rtol=1e-10 if work == "float64" else 1e-5)
+        assert found["psnr"][-1] == pytest.approx(alone["psnr"][-1], abs=0.1)
+
+
+def test_processes_end_with_the_same_weights(two):
+    for work in TRAINED:
+        first, second = two.found[work]
+        assert first["weights"] == second["weights"] and first["psnr"] == second["psnr"], work
+
+
+def test_only_the_first_shows_a_bar_and_one_writes_checkpoints(two):
+    assert "validation=" in two.said[0] and "validation=" not in two.said[1]
+    assert [p.name for p in sorted((two.folder / "run" / "last").iterdir())] == ["4", "6"]
+    history = json.loads((two.folder / "run" / "history.json").read_text())
+    assert history["train_loss"] == two.found["resumed"][0]["loss"] and len(history["step"]) == 3
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize(("work", "made", "total"), [("pairs", "pairs.zarr", 5), ("micrographs", "clean", 4)])
+def test_work_is_shared_and_comes_out_the_same(one, two, work, made, total):
+    shares = [found["done"] for found in two.found[work]]
+    assert sum(shares) == total and min(shares) == total // 2
+    assert contents(two.folder / made) == contents(one.folder / made) != {}
+
+
+def test_every_process_has_all_records(two):
+    assert [found["files"] for found in two.found["micrographs"]] == [[f"{i}.tif" for i in range(4)]] * 2
+
+
+def test_what_fails_on_one_process_fails_on_all(two):
+    first, second = (found["error"] for found in two.found["refused"])
+    assert first == "RuntimeError: process 1 failed, and says why"
+    assert second.startswith("ValueError: ") and "seed (0, not 1)" in second
