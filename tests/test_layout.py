@@ -11,7 +11,7 @@ MODULES = sorted(p.stem for p in Path(mdn.__file__).parent.glob("*.py") if p.ste
 ALONE = {"figures", "network", "phase_field", "defects", "micrographs", "metrics"}
 ORDER = (
     *("processes", "phase_field", "verification", "micrographs", "defects", "synthesis", "dataset", "metrics"),
-    *("network", "training", "inference", "attention", "uncertainty", "grains", "baselines", "figures"),
+    *("network", "training", "inference", "large", "attention", "uncertainty", "grains", "baselines", "figures"),
     *("burnt_in", "batch", "report", "widgets"),
 )
 
