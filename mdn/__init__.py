@@ -4,6 +4,7 @@ Data flows down this list:
 
 | module          | holds                                            | paper            | notebook |
 |-----------------|--------------------------------------------------|------------------|----------|
+| `files`         | files whole or not there                         | beyond           | all      |
 | `phase_field`   | Allen-Cahn grain growth                          | App. A, Fig. 1a  | 01       |
 | `verification`  | answers known in closed form                     | beyond           | 01       |
 | `micrographs`   | image files, the registry of real micrographs    | App. B, Fig. 1f  | 02, 06   |
@@ -45,7 +46,7 @@ _HOME = {
 }
 _MODULES = (
     *(*_HOME, "verification", "defects", "metrics", "baselines", "figures"),
-    *("burnt_in", "batch", "report", "widgets"),
+    *("files", "burnt_in", "batch", "report", "widgets"),
 )
 _NAMES = {name: module for module, names in _HOME.items() for name in names}
 
