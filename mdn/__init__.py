@@ -5,6 +5,7 @@ Data flows down this list:
 | module          | holds                                            | paper            | notebook |
 |-----------------|--------------------------------------------------|------------------|----------|
 | `processes`     | several of them about one folder                 | beyond           | 03       |
+| `files`         | files whole or not there                         | beyond           | all      |
 | `phase_field`   | Allen-Cahn grain growth                          | App. A, Fig. 1a  | 01       |
 | `verification`  | answers known in closed form                     | beyond           | 01       |
 | `micrographs`   | image files, the registry of real micrographs    | App. B, Fig. 1f  | 02, 06   |
@@ -48,7 +49,7 @@ _HOME = {
 }
 _MODULES = (
     *(*_HOME, "verification", "defects", "metrics", "baselines", "figures"),
-    *("burnt_in", "batch", "report", "widgets", "processes"),
+    *("files", "processes", "burnt_in", "batch", "report", "widgets"),
 )
 _NAMES = {name: module for module, names in _HOME.items() for name in names}
 

@@ -34,6 +34,7 @@ from skimage.restoration import (
 from skimage.transform import probabilistic_hough_line
 
 from mdn.defects import KINDS, DefectStrengths, add_defects
+from mdn.files import write_whole
 from mdn.metrics import (
     align,
     aligned_psnr,
@@ -44,7 +45,7 @@ from mdn.metrics import (
     image_scores,
     restored_share,
 )
-from mdn.network import stretch, write_whole
+from mdn.network import stretch
 
 Number = float | int
 Parameter = Number | tuple[Number, ...]

@@ -28,6 +28,7 @@ from scipy import ndimage
 
 from mdn.burnt_in import free_field, scale_bar_mask
 from mdn.figures import plot_quality
+from mdn.files import sweep, write_whole
 from mdn.grains import grain_size, segment_grains
 from mdn.inference import Denoiser
 from mdn.metrics import label_boundaries
@@ -40,7 +41,6 @@ from mdn.micrographs import (
     read_micrograph,
     write_micrograph,
 )
-from mdn.network import write_whole
 from mdn.processes import own, together
 from mdn.uncertainty import familiarity, uncertainty_map
 
@@ -224,6 +224,7 @@ def denoise_folder(
         raise ValueError(f"input_dir: {files[0].parent}; accepted: another folder than that of the results")
     for name in ("denoised", "records"):
         (output / name).mkdir(parents=True, exist_ok=True)
+    sweep([*(output / "denoised").glob(".*.part.tif"), *output.glob(".*.part")])
     settings = {"um_per_px": um_per_px, "passes": passes, "seed": jax.random.key_data(key).tolist()}
     settings["weights"] = _fingerprint(denoiser)
     failure, share = None, own(list(files))

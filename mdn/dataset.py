@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 
 from mdn import micrographs
 from mdn.defects import KINDS, DefectStrengths
+from mdn.files import sweep
 from mdn.micrographs import load_reference, luminance, region
 from mdn.phase_field import AllenCahn, Grains, grow
 from mdn.processes import in_turn, own, together
@@ -39,6 +40,7 @@ OWN_SPLITS = ("train", "train", "validation", "train", "test")  # of a folder's 
 STAND_IN_SHAPE = (512, 512)
 RESOLVED = 25.0  # cells across a grain: an interface is about five wide
 COMPRESSORS = (zarr.codecs.ZstdCodec(), zarr.codecs.Crc32cCodec())  # a chunk that was altered is not read
+WHOLE = {"every chunk is written": True}  # of an array; before, a chunk of zeros was left out
 ZOOM = (0.6, 2.0)  # of the varied pairs' references
 PARTS = {  # of a recipe: what is changed to leave it out
     "blend": lambda recipe: {"magnitude": 0.0, "match": False},
@@ -323,7 +325,7 @@ def make_dataset(
 
     Source: Section III.
     """
-    references, provenance, tasks = in_turn(_prepare, path, config, folder)
+    references, provenance, tasks = in_turn(_prepare, path, config, grown, folder)
     held, tasks = sum(config.counts().values()) - sum(len(todo) for _, _, todo in tasks), own(tasks)
     total, shown = held + sum(len(todo) for _, _, todo in tasks), progress and jax.process_index() == 0
     bar = tqdm(total=total, initial=held, desc="pairs", disable=not shown, mininterval=1)
@@ -333,7 +335,9 @@ def make_dataset(
     return provenance
 
 
-def _prepare(path: str | Path, config: DatasetConfig, folder: str | Path | None) -> tuple[dict, str, list]:
+def _prepare(
+    path: str | Path, config: DatasetConfig, grown: str | Path | None, folder: str | Path | None
+) -> tuple[dict, str, list]:
     """Claim the path and make its arrays; the references, what they are, and what is still to be made.
 
     Processes after the first find all made, and only look.
@@ -365,6 +369,8 @@ def _prepare(path: str | Path, config: DatasetConfig, folder: str | Path | None)
         for offset, run in enumerate(runs):
             todo = [i for i in range(offset, counts[split], len(runs)) if not done[i]]
             tasks += [(split, run, todo)] * bool(todo)
+    if first and tasks:
+        sweep([*Path(path).rglob("*.partial"), *(Path(grown).glob("*.npz.*.part") if grown is not None else ())])
     return references, provenance, tasks
 
 
@@ -394,12 +400,10 @@ def _settle(cores) -> None:
 @functools.cache
 def _all_references(config: DatasetConfig, folder: str | Path | None) -> dict[str, tuple[References, References]]:
     """Of each split, the references and the stand-ins."""
+    found = {split: load_references(split, real=config.real, folder=folder, seed=config.seed) for split in SPLITS}
     return {
-        split: (
-            load_references(split, real=config.real, folder=folder, seed=config.seed),
-            load_references(split, real=False, seed=config.seed),
-        )
-        for split in SPLITS
+        split: (first, load_references(split, real=False, seed=config.seed) if first.real else first)
+        for split, first in found.items()
     }
 
 
@@ -468,15 +472,17 @@ def _create(root: zarr.Group, split: str, n: int, shape: tuple[int, int], source
     group = root.require_group(split)
     group.attrs["sources"] = list(sources)
     arrays = {name: (dtype, shape) for name, dtype in FIELDS.items()} | FACTS | {"done": ("bool", ())}
+    options = {"compressors": COMPRESSORS, "attributes": WHOLE}
     for name, (dtype, one) in arrays.items():
-        group.require_array(name, shape=(n, *one), chunks=(1, *one), dtype=dtype, compressors=COMPRESSORS)
+        group.require_array(name, shape=(n, *one), chunks=(1, *one), dtype=dtype, **options)
 
 
 def _write(group: zarr.Group, i: int, pair: dict) -> None:
     try:
-        for name, value in pair.items():
-            group[name][i] = value
-        group["done"][i] = True  # last: a pair cut short is made again
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            for name, value in pair.items():
+                group[name][i] = value
+            group["done"][i] = True  # last: a pair cut short is made again
     except OSError as error:  # a full disk does not say which file it was
         raise OSError(
             error.errno, f"pair {i} of {group.store_path} is not written: {error.strerror or error}"
@@ -494,19 +500,22 @@ def _open(path: str | Path, mode: str) -> zarr.Group:
 
 
 def _read(path: str | Path, split: str, name: str) -> np.ndarray:
-    """The whole of an array; where that fails, a ValueError that names the chunk."""
+    """The whole of an array; where that fails or a chunk is missing, a ValueError that names the chunk."""
     try:
         array = _open(path, "r")[split][name]
     except Exception as error:
         raise ValueError(f"{Path(path) / split / name} is no array that can be read ({error}); make it anew") from error
+    chunks = [Path(path, split, name, "c", str(i), *("0" for _ in array.shape[1:])) for i in range(array.shape[0])]
+    whole = name != "done" and WHOLE.items() <= dict(array.attrs).items()
+    if missing := next((chunk for chunk in chunks if whole and not chunk.exists()), None):  # Zarr would read zeros
+        raise ValueError(f"{missing} is missing; remove {path} and make it anew")
     try:
         return array[:]
     except Exception as error:  # each codec raises its own kind
-        for i in range(array.shape[0]):
+        for i, chunk in enumerate(chunks):
             try:
                 array[i]
             except Exception as error:
-                chunk = Path(path) / split / name / "c" / "/".join(map(str, (i, *(0 for _ in array.shape[1:]))))
                 raise ValueError(f"{chunk} is damaged ({error}); remove {path} and make it anew") from error
         raise ValueError(f"{Path(path) / split / name} cannot be read ({error})") from error
 
@@ -515,7 +524,8 @@ def load_pairs(path: str | Path, split: str) -> Pairs:
     """Read one split of a dataset into memory.
 
     Raises:
-        ValueError: for an unknown split, a dataset that is not there or not finished, or a damaged chunk, by name.
+        ValueError: for an unknown split, a dataset that is not there or not finished, or a chunk that is damaged or
+            missing, by name.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}")

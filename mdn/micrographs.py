@@ -308,7 +308,7 @@ def write_micrograph(path: str | os.PathLike, pixels: np.ndarray, like: Microgra
             "accepted: uint8 in all, uint16 grey in .png, uint16 and floats in .tif"
         )
     like, write = like or Micrograph(pixels=pixels), _write_tiff if suffix.startswith(".t") else _write_pillow
-    partial = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{suffix}")
+    partial = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.part{suffix}")
     try:
         write(partial, pixels, like)
         os.replace(partial, path)

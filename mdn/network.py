@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -22,6 +21,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 from safetensors import safe_open
 from safetensors.numpy import save
+
+from mdn.files import write_whole
 
 Inside = Float[Array, "1 _h _w 1"] | None
 
@@ -287,18 +288,6 @@ def _tensors(model: nnx.Module) -> dict[str, Array]:
     """Parameters and batch-norm statistics by dotted name."""
     state = nnx.state(model, (nnx.Param, nnx.BatchStat))
     return {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all; where the disk is full or takes no files, an OSError names the path."""
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    except OSError as error:  # a full disk does not say which file it was
-        with suppress(OSError):
-            part.unlink()
-        raise OSError(error.errno, f"{path} is not written: {error.strerror or error}") from error
 
 
 def _sha256(header: dict[str, str], tensors: dict[str, np.ndarray]) -> str:

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mdn.network import write_whole
+from mdn.files import write_whole
 
 STATES = ("before", "after")
 MEASURED = {  # column and what the report calls it

@@ -11,7 +11,7 @@ import json
 import shutil
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 from tqdm.auto import tqdm
 
-from mdn.network import stretch, write_whole
+from mdn.files import write_whole
+from mdn.network import stretch
 from mdn.processes import agreed, in_turn
 
 Images = Float[np.ndarray, "_n _h _w"]  # noisy and clean agree in shape, training and validation need not
@@ -377,6 +378,7 @@ def _claim(
 ) -> None:
     """Note what is trained on what beside the checkpoints, or refuse to go on with something else."""
     directory.mkdir(parents=True, exist_ok=True)
+    _clear(directory)
     run = {
         "training": asdict(config),
         "network": repr(getattr(model, "config", type(model).__name__)),
@@ -412,19 +414,31 @@ def _save(directory: Path, state, best, history: History) -> None:
     leaves = {f"{index:04d}": np.asarray(leaf) for index, leaf in enumerate(jax.tree.leaves((state, best)))}
     items = ocp.args.Composite(arrays=ocp.args.StandardSave(leaves), history=ocp.args.JsonSave(asdict(history)))
     step = history.step[-1]
+    _sums(directory, step).unlink(missing_ok=True)  # of a checkpoint that was damaged and is made anew
     try:
         with _manager(directory) as manager:
             manager.save(step, args=items)
             manager.wait_until_finished()
             kept = manager.all_steps()
     except Exception as error:  # Orbax and TensorStore wrap what the system said in kinds of their own
-        for unfinished in (directory / "last").glob("*orbax-checkpoint-tmp*"):
-            shutil.rmtree(unfinished, ignore_errors=True)
+        _clear(directory)
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise OSError(
             getattr(error, "errno", None), f"no checkpoint in {directory / 'last' / str(step)}: {reason}"
         ) from error
-    write_whole(_sums(directory, step), "".join(_checksums(directory / "last", step)).encode())
+    _note(directory, step, kept, history)
+
+
+def _clear(directory: Path) -> None:
+    """Remove checkpoints that were begun and not ended."""
+    for unfinished in (directory / "last").glob("*orbax-checkpoint-tmp*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _note(directory: Path, step: int, kept: Sequence[int], history: History) -> None:
+    """What stands beside a checkpoint: the checksums of its files, and history.json last."""
+    if not _sums(directory, step).exists():
+        write_whole(_sums(directory, step), "".join(_checksums(directory / "last", step)).encode())
     for path in directory.glob("last.*.sha256"):
         if path not in [_sums(directory, step) for step in kept]:
             path.unlink()
@@ -485,6 +499,9 @@ def _restore(directory: Path, state, best):
         for later in list(damaged)[:-1]:
             warnings.warn(f"{damaged[later]}; training goes on from step {step}", stacklevel=3)
             manager.delete(later)
-            _sums(directory, later).unlink(missing_ok=True)
+        kept = manager.all_steps()
+    history = History(**found["history"])
+    if jax.process_index() == 0:
+        _note(directory, step, kept, history)  # a kill may have come between the checkpoint and them
     state, best = jax.tree.unflatten(tree, [found["arrays"][name] for name in sorted(template)])
-    return state, best, step, History(**found["history"])
+    return state, best, step, history
