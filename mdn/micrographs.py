@@ -234,6 +234,7 @@ def check_tiff(tif: tifffile.TiffFile, page: tifffile.TiffPage, max_bytes: int) 
 
 
 def tiff_calibration(tif: tifffile.TiffFile, page: tifffile.TiffPage) -> float | None:
+    """um per pixel, as `read_micrograph` takes it from a TIFF's tags."""
     x, y = ((page.tags[tag].value if tag in page.tags else (0, 1)) for tag in ("XResolution", "YResolution"))
     x, y = (a / b if b else 0.0 for a, b in (x, y))  # pixels a unit
     if tif.is_ome:

@@ -381,7 +381,21 @@ def update_readme(run: Run, root: Path) -> None:
     solver = read_json(root / "benchmarks" / "results" / "phase_field.json")
     if "accuracy" in solver:
         text = between(text, "solver", markdown_table(solver["accuracy"]["columns"], solver["accuracy"]["rows"]))
+    if speed := side_by_side(root / "benchmarks" / "results"):
+        text = between(text, "speed", markdown_table(["what", "mdn (s)", "PyTorch (s)"], speed))
     write_atomically(readme, text)
+
+
+def side_by_side(results: Path) -> list[list]:
+    """Seconds of ours and of PyTorch's, as far as they were measured: an image denoised, a step of training."""
+    inference, training = (read_json(results / f"{name}.json") for name in ("inference", "training"))
+    seconds: dict[str, dict[str, float]] = {}
+    for size, method, _, later, _ in inference.get("speed", {}).get("rows", []):
+        seconds.setdefault(f"denoise {size} x {size} px", {})[method] = later
+    for case, method, median, *_ in training.get("step", {}).get("rows", []):
+        name = {"mdn": "network", "PyTorch": "network, PyTorch"}[method]
+        seconds.setdefault(f"a step of training, {case} px", {})[name] = median
+    return [[what, s["network"], s.get("network, PyTorch")] for what, s in seconds.items() if "network" in s]
 
 
 def markdown_table(columns: list[str], rows: list[list]) -> list[str]:

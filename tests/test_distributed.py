@@ -97,7 +97,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-@pytest.mark.parametrize(("work", "made", "total"), [("pairs", "pairs.zarr", 5), ("micrographs", "clean", 4)])
+@pytest.mark.parametrize(("work", "made", "total"), [("pairs", "pairs.zarr", 6), ("micrographs", "clean", 4)])
 def test_work_is_shared_and_comes_out_the_same(one, two, work, made, total):
     shares = [found["done"] for found in two.found[work]]
     assert sum(shares) == total and min(shares) == total // 2

@@ -164,7 +164,7 @@ def test_a_coarser_grid_keeps_the_images_size(shape):
 def test_each_pixel_of_a_cell_has_a_place_of_its_own():
     """Unshuffle, then shuffle, with a network that does nothing in between: the image comes back."""
     model = DenoisingNetwork(NetworkConfig(width=4, blocks=1, scale=2), rngs=nnx.Rngs(0))
-    model.features, model.reconstruction = (lambda x: x), (lambda x: x)
+    model.features, model.reconstruction = (lambda x, inside: x), (lambda x, inside: x)
     image = jax.random.uniform(jax.random.key(0), (1, 5, 7, 1))
     np.testing.assert_array_equal(model.decode(model.encode(image), (5, 7)), image)
 
