@@ -82,14 +82,14 @@ def measure(devices: int, batch: int, crop: int, rounds: int) -> dict:
 def facts_of(found: dict[int, dict], batch: int) -> dict:
     """What follows for devices of which each holds the network: bytes a step, and what a processor cuts."""
     one, most = found[min(found)], found[max(found)]
-    # forward: mean and mean square of each normalised channel; backward: the gradients of both
-    gradients, statistics = 4 * one["parameters"], 4 * 4 * one["channels"]
+    # Forward, mean and mean square of each channel; backward, one sum more than the gradients of its scale and offset
+    gradients, statistics = 4 * one["parameters"], 3 * 4 * one["channels"]
     return {
         "parameters": one["parameters"],
         "normalised channels": one["channels"],
         "bytes all-reduced a step: gradients": gradients,
-        "bytes all-reduced a step: batch statistics, forward and backward": statistics,
-        "the same, counted in the step that is compiled for other than CPUs": most["in one"],
+        "bytes all-reduced a step: batch norm, forward and backward": statistics,
+        "both and the loss, counted in the compiled step (weight gradients as off CPUs)": most["in one"],
         "all-reduces in that step": most["all-reduces in one"],
         "bytes sent by each of 8 devices in a ring, a step": round(2 * 7 / 8 * (gradients + statistics)),
         "ms to cut a batch for 8 devices, on each process": 8e3 * batch * one["cut"],

@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
-from mdn import batch, dataset
+from benchmarks.distributed import carried
+from mdn import batch, dataset, training
 from mdn.inference import Denoiser
 from mdn.network import DenoisingNetwork, NetworkConfig
 from mdn.training import History, TrainingConfig, fit
@@ -23,7 +25,9 @@ from mdn.training import History, TrainingConfig, fit
 # The paper's rate: at ten times of it Adam makes 1e-5 of float32's rounding in 20 steps, as it does on one device when
 # the weight gradient is summed in another order.
 TRAINING = TrainingConfig(steps=20, batch=8, crop=None, evaluate_every=1)
-PAIRS = dataset.DatasetConfig(n_pairs=10, n_test=1, n_runs=5, shape=(64, 64), time=(2.0, 4.0), real=False)
+PAIRS = dataset.DatasetConfig(
+    n_pairs=10, n_test=1, n_runs=5, shape=(64, 64), time=(2.0, 4.0), diameter=(26.0, 40.0), real=False
+)  # grains that all grow on the same grid
 
 
 class Double(nnx.Module):
@@ -82,11 +86,23 @@ def resumed(folder: Path) -> dict:
 
 
 def refused(folder: Path) -> dict:
-    """Each process asks for pairs of its own seed."""
+    """Each process asks for a training of its own length."""
     try:
-        dataset.make_dataset(folder / "other.zarr", replace(PAIRS, seed=jax.process_index()))
+        train(config=replace(TRAINING, steps=5 + jax.process_index()), directory=folder / "other")
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
+
+
+def collectives(folder: Path) -> dict:
+    """What the collectives of a step carry, weights aside and in all."""
+    graph, *state, rest = nnx.split(network(False), nnx.Param, nnx.BatchStat, ...)
+    mesh = training._mesh(TRAINING.batch)
+    everywhere, shared = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+    state = jax.device_put((*state, TRAINING.optimiser().init(state[0]), tuple(state)), everywhere)
+    images = jax.device_put(stripes(TRAINING.batch, 0), shared)
+    step = training._step_function(TRAINING, graph, rest, True, everywhere)
+    reduced, _, other = carried(step.lower(state, jax.random.key(0), *images).compile().as_text())
+    return {"reduced": reduced, "other": other}
 
 
 def counted(module, name: str) -> list:
@@ -117,7 +133,7 @@ def micrographs(folder: Path) -> dict:
 
 
 WORK = {"float32": lambda folder: train(), "float64": float64, "resumed": resumed, "refused": refused}
-WORK |= {"pairs": pairs, "micrographs": micrographs}
+WORK |= {"pairs": pairs, "micrographs": micrographs, "collectives": collectives}
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from benchmarks import distributed as benchmark
 from mdn.micrographs import write_micrograph
 
 WORKER = Path(__file__).parent / "distributed.py"
@@ -66,7 +67,7 @@ def two(place):
 
 @pytest.fixture(scope="module")
 def eight(place):
-    return launch(place / "eight", TRAINED, devices=8)
+    return launch(place / "eight", (*TRAINED, "collectives"), devices=8)
 
 
 @pytest.mark.parametrize("work", TRAINED)
@@ -111,4 +112,27 @@ def test_every_process_has_all_records(two):
 def test_what_fails_on_one_process_fails_on_all(two):
     first, second = (found["error"] for found in two.found["refused"])
     assert first == "RuntimeError: process 1 failed, and says why"
-    assert second.startswith("ValueError: ") and "seed (0, not 1)" in second
+    assert second.startswith("ValueError: directory: ") and "another configuration: training" in second
+
+
+def test_images_stay_where_they_are(eight):
+    """Gradients and statistics alone travel: no activation is gathered."""
+    (found,) = eight.found["collectives"]
+    assert found["other"] == 0 < found["reduced"]
+
+
+def test_collectives_of_a_compiled_step_are_counted():
+    step = """
+      %a = (f32[3,3,8,8]{3,2,1,0}, f32[8]{0}, f32[]) all-reduce(%x, %y, %z), channel_id=1
+      %b = f32[16,32,8]{2,1,0} all-gather(%x), dimensions={0}
+      ROOT %c = f32[8]{0} add(%a, %b)
+    """
+    assert benchmark.carried(step) == (4 * (576 + 8 + 1), 1, 4 * 16 * 32 * 8)
+
+
+def test_the_page_tells_what_was_counted():
+    """The sum of parameters and channels is what the compiled step carries, but for the loss."""
+    found = json.loads(benchmark.RESULTS.read_text(encoding="utf-8"))
+    gradients, norms, counted = list(found["facts"].values())[2:5]
+    assert counted == gradients + norms + 4
+    assert benchmark.page(found) in benchmark.PAGE.read_text(encoding="utf-8")
