@@ -303,13 +303,16 @@ def make_dataset(
 ) -> str:
     """Make the pairs, or go on making them: pairs that are there already are kept.
 
+    The same configuration gives the same bytes on the same machine from processes of as many cores, however often it
+    was killed and gone on with; another number of cores moves a pixel here and there by a step of float16.
+
     Args:
         path: Zarr group to write, one sub-group a split.
         config: what to make.
         grown: folder where grown structures are kept, for other datasets of the same seed, shape, diameters and
             times; without one they are grown anew.
         folder: of micrographs of your own to take as references, as in `load_references`.
-        workers: processes, each on a core of its own; the bytes do not depend on it.
+        workers: processes, each on one core of its own; a single one works here, on all of this process's cores.
         progress: whether to show a bar.
 
     Returns:
