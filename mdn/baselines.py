@@ -45,7 +45,7 @@ from mdn.metrics import (
     image_scores,
     restored_share,
 )
-from mdn.network import stretch
+from mdn.network import checksum, stretch
 
 Number = float | int
 Parameter = Number | tuple[Number, ...]
@@ -303,27 +303,33 @@ def as_method(model: nnx.Module) -> Method:
 
 
 def save_dncnn(path: str | Path, model: DnCNN) -> None:
-    """Write a DnCNN's parameters, batch-norm statistics and size as safetensors, whole or not at all."""
+    """Write a DnCNN's parameters, batch-norm statistics, size and a checksum as safetensors, whole or not at all."""
     state = nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat)))
     tensors = {".".join(map(str, name)): np.asarray(leaf[...], np.float32) for name, leaf in state}
-    write_whole(Path(path), save(tensors, {"dncnn": json.dumps({"width": model.width, "depth": model.depth})}))
+    header = {"dncnn": json.dumps({"width": model.width, "depth": model.depth})}
+    write_whole(Path(path), save(tensors, {**header, "sha256": checksum(header, tensors)}))
 
 
 def load_dncnn(path: str | Path) -> DnCNN:
     """The DnCNN of a file of `save_dncnn`.
 
-    Raises FileNotFoundError where there is no such file, ValueError where it holds no DnCNN.
+    Raises FileNotFoundError where there is no such file, ValueError where it holds no DnCNN or is not the file that
+    was written; one without a checksum is taken.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}")
     try:
         with safe_open(path, "np") as file:
-            model = DnCNN(**json.loads(file.metadata()["dncnn"]), rngs=nnx.Rngs(0))
-            state = nnx.state(model, (nnx.Param, nnx.BatchStat))
-            for name, leaf in nnx.to_flat_state(state):
-                leaf[...] = jnp.asarray(file.get_tensor(".".join(map(str, name)))).reshape(leaf.shape)
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+            header = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if header.get("sha256", checksum(header, tensors)) != checksum(header, tensors):
+            raise ValueError("damaged: its sha256 is not the one that its header tells")
+        model = DnCNN(**json.loads(header["dncnn"]), rngs=nnx.Rngs(0))
+        state = nnx.state(model, (nnx.Param, nnx.BatchStat))
+        for name, leaf in nnx.to_flat_state(state):
+            leaf[...] = jnp.asarray(tensors[".".join(map(str, name))]).reshape(leaf.shape)
+    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, OSError) as error:
         raise ValueError(f"{path} does not hold a DnCNN ({error!r}); accepted: a file of save_dncnn") from error
     nnx.update(model, state)
     return model

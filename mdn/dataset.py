@@ -307,13 +307,16 @@ def make_dataset(
     After `jax.distributed.initialize`, every process calls this with the same arguments and makes its share of the
     runs, into a path that all of them see; none returns before all are done.
 
+    The same configuration gives the same bytes on the same machine from processes of as many cores, however often it
+    was killed and gone on with; another number of cores moves a pixel here and there by a step of float16.
+
     Args:
         path: Zarr group to write, one sub-group a split.
         config: what to make.
         grown: folder where grown structures are kept, for other datasets of the same seed, shape, diameters and
             times; without one they are grown anew.
         folder: of micrographs of your own to take as references, as in `load_references`.
-        workers: processes that this one starts, each on a core of its own; the bytes do not depend on it.
+        workers: processes that this one starts, each on one core of its own; 1 works here, on all of its cores.
         progress: whether to show a bar.
 
     Returns:

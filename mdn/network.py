@@ -290,7 +290,7 @@ def _tensors(model: nnx.Module) -> dict[str, Array]:
     return {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}
 
 
-def _sha256(header: dict[str, str], tensors: dict[str, np.ndarray]) -> str:
+def checksum(header: dict[str, str], tensors: dict[str, np.ndarray]) -> str:
     """Checksum of a weights' file: every tensor by name, shape and bytes, and every other entry of the header."""
     digest = hashlib.sha256(json.dumps(sorted((k, v) for k, v in header.items() if k != "sha256")).encode())
     for name, value in sorted(tensors.items()):
@@ -315,7 +315,7 @@ def save_weights(path: str | Path, model: DenoisingNetwork, *, metadata: dict[st
     path = Path(path)
     tensors = {name: np.asarray(value, np.float32) for name, value in _tensors(model).items()}
     header = {**(metadata or {}), "config": json.dumps(asdict(model.config))}
-    write_whole(path, save(tensors, {**header, "sha256": _sha256(header, tensors)}))
+    write_whole(path, save(tensors, {**header, "sha256": checksum(header, tensors)}))
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray], NetworkConfig]:
@@ -339,7 +339,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray], NetworkCon
                 f"weights of another architecture than {config}: {len(odd)} tensors differ, "
                 f"first {odd[0]} with {given.get(odd[0])} where {expected.get(odd[0])} is accepted"
             )
-        if "sha256" in header and header["sha256"] != _sha256(header, tensors):
+        if "sha256" in header and header["sha256"] != checksum(header, tensors):
             raise ValueError("damaged: its sha256 is not the one that its header tells")
         if not all(np.isfinite(value).all() for value in tensors.values()):
             raise ValueError("weights that are NaN or infinite")

@@ -290,6 +290,9 @@ def fit(
     `jax.distributed.initialize`, every process calls `fit` with the same arguments; each takes part with its own
     devices, process 0 alone writes and shows the bar, and a directory is one that all of them see.
 
+    The same key and pairs give the same weights, bit for bit, on the same machine and as many cores of a CPU, however
+    often it was killed and gone on with; another number of cores rounds differently, and Adam carries that on.
+
     Args:
         model: any NNX module from [n, h, w, 1] to the same; updated in place.
         train, validation: (noisy, clean), each float32 [n, h, w] in [0, 1]. Each noisy image is stretched to its

@@ -1,8 +1,9 @@
 """Small work that writes files: killed by tests/test_kills.py, done twice by tests/test_same_bytes.py.
 
-python tests/jobs.py dataset|training|batch FOLDER
+python tests/jobs.py FOLDER CORES
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -23,6 +24,7 @@ mdn.dataset.STAND_IN_SHAPE = (96, 96)  # most of a small dataset's time would go
 PAIRS = DatasetConfig(n_pairs=9, n_test=2, n_runs=5, shape=(64, 64), time=(1.0, 2.0), diameter=(26.0, 30.0), real=False)
 NETWORK = NetworkConfig(width=8, blocks=1)
 TRAINING = TrainingConfig(steps=12, batch=2, crop=32, learning_rate=1e-3, evaluate_every=3)
+WIDE = NetworkConfig(blocks=1), TrainingConfig(steps=4, batch=16, evaluate_every=2)  # where cores share the work
 settle = mdn.dataset._settle
 
 
@@ -48,9 +50,9 @@ def noise(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.clip(clean + rng.normal(0, 0.1, clean.shape), 0, 1).astype(np.float32), clean
 
 
-def training(folder: Path) -> None:
-    model = DenoisingNetwork(NETWORK, rngs=nnx.Rngs(0))
-    options = {"config": TRAINING, "directory": folder, "key": jax.random.key(1), "progress": False}
+def training(folder: Path, network: NetworkConfig = NETWORK, config: TrainingConfig = TRAINING) -> None:
+    model = DenoisingNetwork(network, rngs=nnx.Rngs(0))
+    options = {"config": config, "directory": folder, "key": jax.random.key(1), "progress": False}
     fit(model, noise(6, 0), noise(2, 1), **options)
     save_weights(folder / "weights.safetensors", model)
 
@@ -72,4 +74,7 @@ def micrographs(folder: Path, n: int = 4) -> None:
 
 
 if __name__ == "__main__":
-    {"dataset": dataset, "training": training, "batch": batch}[sys.argv[1]](Path(sys.argv[2]))
+    made = Path(sys.argv[1])
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[2])])  # XLA has a thread a core
+    dataset(made / "dataset")
+    training(made / "training", *WIDE)

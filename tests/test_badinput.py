@@ -26,6 +26,7 @@ from PIL import Image
 
 from mdn import dataset, micrographs, training
 from mdn.dataset import FACTS, FIELDS, load_pairs
+from mdn.files import sweep
 from mdn.inference import Denoiser, load_denoiser
 from mdn.micrographs import from_float, grey_range, read_micrograph, to_float, write_micrograph
 from mdn.network import DenoisingNetwork, NetworkConfig, load_weights, read_metadata, save_weights
@@ -368,6 +369,33 @@ def test_a_checkpoint_of_before_checksums_is_gone_on_with(tmp_path):
     assert train(tmp_path / "run")[1].train_loss == expected.train_loss
 
 
+def test_a_stop_between_a_checkpoint_and_what_stands_beside_it(tmp_path, monkeypatch):
+    """Its checksums and history.json are written when the run is taken up again, were it only to find it done."""
+    write = training.write_whole
+
+    def stopped(path, data):
+        if path.name == "last.6.sha256":
+            raise Interrupted
+        write(path, data)
+
+    monkeypatch.setattr(training, "write_whole", stopped)
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run")
+    monkeypatch.undo()
+    assert json.loads((tmp_path / "run" / "history.json").read_text())["step"] == [2, 4]
+    train(tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "history.json").read_text())["step"] == [2, 4, 6]
+    assert sorted(p.name for p in (tmp_path / "run").glob("*.sha256")) == ["last.4.sha256", "last.6.sha256"]
+
+
+def test_only_what_nobody_writes_any_more_is_swept_away(tmp_path):
+    for name in ("old.part", "new.part", "whole"):
+        (tmp_path / name).write_text("")
+    os.utime(tmp_path / "old.part", (0, 0))
+    sweep(tmp_path.glob("*.part"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["new.part", "whole"]
+
+
 # Pairs
 
 
@@ -395,6 +423,27 @@ def test_a_damaged_chunk_is_told_by_name(store, name, how):
     with pytest.raises(ValueError, match=rf"train/{name}/c/1.*damaged"):
         load_pairs(store, "train")
     assert len(load_pairs(store, "test")) == 3
+
+
+@pytest.mark.parametrize("name", ["noisy", "box", "varied"])
+def test_a_missing_chunk_is_told_by_name(store, name):
+    """Zarr would read zeros; one of nothing but zeros is written all the same."""
+    root = zarr.open_group(str(store), mode="a", zarr_format=3)
+    fields = {field: np.zeros((16, 16), dtype) for field, dtype in FIELDS.items()}
+    dataset._write(root["train"], 1, fields | {fact: np.zeros(shape, dtype) for fact, (dtype, shape) in FACTS.items()})
+    assert not load_pairs(store, "train").defects[1].any()
+    chunk = store.joinpath("train", name, "c", "1", *"00"[: root["train"][name].ndim - 1])
+    chunk.unlink()
+    with pytest.raises(ValueError, match=rf"{chunk} is missing"):
+        load_pairs(store, "train")
+
+
+def test_a_store_that_leaves_zeros_out_loads(store):
+    """As all of version 0.1.0 did: none of its arrays says that every chunk is written."""
+    for path in store.glob("train/*/zarr.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"attributes": {}}))
+    (store / "train" / "varied" / "c" / "1").unlink()
+    assert not load_pairs(store, "train").varied[1]
 
 
 def test_damaged_metadata_of_a_dataset_is_told_by_name(store):

@@ -1,7 +1,8 @@
 """Nothing is lost or half written: work that is killed at any moment and gone on with ends as if it never was.
 
-A moment is a share of the uninterrupted run's working time, killed from outside, or one of its operations on files,
-before which the process kills itself: between a temporary file and its renaming, say. Both are drawn from a seed.
+A moment is a share of the uninterrupted run's time from its first result on, killed from outside, or one of its
+operations on files, before which the process kills itself: between a temporary file and its renaming, say. Both are
+drawn from a seed.
 Killed is the process with all its workers. A line a moment goes to kills.txt in pytest's temporary folder, and to the
 terminal where all twenty are drawn.
 """
@@ -13,6 +14,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import jobs
@@ -22,6 +24,7 @@ import pytest
 SPAWN = multiprocessing.get_context("forkserver")  # each a process of its own, without importing jax each time
 SPAWN.set_forkserver_preload(["mdn.batch", "mdn.report", "mdn.training", "mdn.dataset"])
 TEMPORARY = (".part", ".partial", "orbax-checkpoint-tmp")
+FIRST = {"dataset": "grown/*.npz*", "two_workers": "grown/*.npz*", "training": "last/*", "batch": "denoised/*"}
 OPERATIONS = ("os.rename", "os.link", "os.mkdir", "os.remove", "os.rmdir")
 
 
@@ -37,9 +40,10 @@ def work(job: str, folder: Path, fatal: int | None) -> None:
     def watch(event, args):
         nonlocal count
         written = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-        if (written or event in OPERATIONS) and str(args[0]).startswith(str(folder)):
+        if (written or event in OPERATIONS) and str(args[0]).startswith(f"{folder}{os.sep}"):
             if count == fatal:
-                (folder.parent / "died_before").write_text(f"{event} {Path(os.fspath(args[0])).relative_to(folder)}")
+                with folder.with_suffix(".died").open("a") as file:
+                    file.write(f"{event} {Path(os.fspath(args[0])).relative_to(folder)}\n")
                 os.killpg(0, signal.SIGKILL)
             count += 1
 
@@ -59,9 +63,9 @@ def go_on(job: str, folder: Path, fatal: int | None = None):
     return process
 
 
-def begun(process, folder: Path) -> float:
-    """The time at which something stands in the folder: what is before that, imports, is no work to lose."""
-    while process.is_alive() and not any(folder.iterdir()):
+def begun(process, job: str, folder: Path) -> float:
+    """The time of the first result: of imports and compilation, before that, there is nothing to lose."""
+    while process.is_alive() and not any(folder.glob(FIRST[job])):
         time.sleep(0.002)
     return time.monotonic()
 
@@ -100,7 +104,7 @@ def whole(tmp_path_factory):
     def run(job: str) -> dict:
         if job not in known:
             process, folder = start(job, root / job), root / job
-            since = begun(process, folder)
+            since = begun(process, job, folder)
             finish(process)
             operations = int(folder.with_suffix(".operations").read_text())
             known[job] = {"root": root, "seconds": time.monotonic() - since, "operations": operations}
@@ -113,19 +117,18 @@ def whole(tmp_path_factory):
 def kill_at(job: str, folder: Path, share: float, seconds: float) -> float | None:
     """Kill a run at that share of its time; where it was done before, the seconds that it took."""
     process = start(job, folder)
-    since = begun(process, folder)
+    since = begun(process, job, folder)
     process.join(max(0.0, since + share * seconds - time.monotonic()))
-    if not process.is_alive():
-        return time.monotonic() - since
-    os.killpg(process.pid, signal.SIGKILL)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.join()
-    return None
+    return time.monotonic() - since if folder.with_suffix(".operations").exists() else None
 
 
 def kill_before(job: str, folder: Path, fatal: int) -> str:
     """Let a run kill itself before the operation of that number; which one that was."""
     start(job, folder, fatal).join(300)
-    return (folder.parent / "died_before").read_text()
+    return folder.with_suffix(".died").read_text().splitlines()[0]
 
 
 def survives(job: str, moment: int, whole, name: str) -> str:
@@ -142,7 +145,7 @@ def survives(job: str, moment: int, whole, name: str) -> str:
         died = f"at {share:.3f} of its time"
     left = [path for path in folder.rglob("*") if path.is_file()]
     parts = sorted({str(path.relative_to(folder)) for path in folder.rglob("*") if temporary(path)})
-    assert not folder.with_suffix(".operations").exists()
+    assert not folder.with_suffix(".operations").exists()  # it was not done
     for path in filter(temporary, left):
         os.utime(path, (0, 0))  # as if it was gone on with tomorrow: no other process writes these
     finish(go_on("dataset" if job == "two_workers" else job, folder))
