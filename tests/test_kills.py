@@ -40,7 +40,7 @@ def work(job: str, folder: Path, fatal: int | None) -> None:
     def watch(event, args):
         nonlocal count
         written = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-        if (written or event in OPERATIONS) and str(args[0]).startswith(str(folder)):
+        if (written or event in OPERATIONS) and str(args[0]).startswith(f"{folder}{os.sep}"):
             if count == fatal:
                 with folder.with_suffix(".died").open("a") as file:
                     file.write(f"{event} {Path(os.fspath(args[0])).relative_to(folder)}\n")
