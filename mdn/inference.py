@@ -57,7 +57,7 @@ class Denoiser:
     """A trained network as a function of micrographs.
 
     Attributes:
-        network: the `DenoisingNetwork`.
+        network: the `DenoisingNetwork`; its weights are taken as they are at the first image.
         metadata: what the weights' file says of their training.
     """
 

@@ -3,6 +3,7 @@
 python tests/jobs.py FOLDER CORES
 """
 
+import multiprocessing
 import os
 import sys
 from pathlib import Path
@@ -20,12 +21,12 @@ from mdn.network import DenoisingNetwork, NetworkConfig, save_weights
 from mdn.report import write_report, write_table
 from mdn.training import TrainingConfig, fit
 
-mdn.dataset.STAND_IN_SHAPE = (96, 96)  # most of a small dataset's time would go into its references
 PAIRS = DatasetConfig(n_pairs=9, n_test=2, n_runs=5, shape=(64, 64), time=(1.0, 2.0), diameter=(26.0, 30.0), real=False)
 NETWORK = NetworkConfig(width=8, blocks=1)
 TRAINING = TrainingConfig(steps=12, batch=2, crop=32, learning_rate=1e-3, evaluate_every=3)
 WIDE = NetworkConfig(blocks=1), TrainingConfig(steps=4, batch=16, evaluate_every=2)  # where cores share the work
 settle = mdn.dataset._settle
+OWN_PROCESS = __name__ == "__main__" or multiprocessing.parent_process() is not None  # not that of the other tests
 
 
 def settle_small(cores) -> None:
@@ -33,7 +34,9 @@ def settle_small(cores) -> None:
     settle(cores)
 
 
-mdn.dataset._settle = settle_small
+if OWN_PROCESS:
+    mdn.dataset.STAND_IN_SHAPE = (96, 96)  # most of a small dataset's time would go into its references
+    mdn.dataset._settle = settle_small
 
 
 def dataset(folder: Path, workers: int = 1) -> None:
