@@ -136,6 +136,8 @@ def main() -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     import jax
 
+    from mdn.files import write_whole
+
     table = {
         "command": f"python benchmarks/distributed.py {given} --rounds {args.rounds}",
         "commit": commit,
@@ -149,9 +151,7 @@ def main() -> None:
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
     text = before + START + page(table) + END + rest.partition(END)[2]
     for path, new in ((RESULTS, json.dumps(table, indent=1)), (PAGE, text)):
-        part = path.with_name(path.name + ".part")
-        part.write_text(new, encoding="utf-8")
-        part.replace(path)
+        write_whole(path, new.encode())
 
 
 if __name__ == "__main__":

@@ -9,10 +9,7 @@ tiles changes. Writes benchmarks/results/inference.json. PyTorch is left out, lo
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -25,12 +22,11 @@ import jax
 import numpy as np
 
 import mdn
+from benchmarks.parts import Table, run_parts
 from mdn.baselines import BASELINES
 from mdn.synthesis import stand_in
 
-RESULTS = Path(__file__).parent / "results" / "inference.json"
 KEY = jax.random.key(0)
-Table = dict[str, list]
 
 
 def first_call(size: int) -> float:
@@ -154,41 +150,5 @@ QUICK = {
 }
 
 
-def cell(value) -> str:
-    """A number in four digits, a gap where nothing was measured."""
-    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def main() -> None:
-    """Run the parts asked for, print and keep their tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="part", help=f"some of {', '.join(PARTS)}; all by default")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs; nothing is written")
-    args = parser.parse_args()
-    if unknown := set(args.parts) - set(PARTS):
-        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    for name in args.parts or PARTS:
-        table = PARTS[name](**QUICK[name] if args.quick else {})
-        print(f"\n{name}: {PARTS[name].__doc__.splitlines()[0]}")
-        for row in [table["columns"], *table["rows"], *(["", *item] for item in table["targets"].items())]:
-            print(" | ".join(f"{cell(v):>12}" for v in row), flush=True)
-        if not args.quick:
-            save(name, table)
-    if not find_spec("torch"):
-        print("\n*** LEFT OUT, NOT INSTALLED: torch. To have it: pip install torch==2.13.0 ***", file=sys.stderr)
-
-
-def save(name: str, table: Table) -> None:
-    """Put a part into the file, whole or not at all, and leave the others as they are."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__} on {jax.default_backend()}"
-    facts = {"command": f"python -m benchmarks.inference {name}", "commit": commit, "machine": machine}
-    held = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    part = RESULTS.with_name(RESULTS.name + ".part")
-    part.write_text(json.dumps(held | {name: facts | table}, indent=1), encoding="utf-8")
-    part.replace(RESULTS)
-
-
 if __name__ == "__main__":
-    main()
+    run_parts("inference", __doc__, PARTS, QUICK, ("torch",))

@@ -1,4 +1,4 @@
-"""Grain growth beside its rivals: `python benchmarks/phase_field.py`, or some of its parts by name.
+"""Grain growth beside its rivals: `python -m benchmarks.phase_field`, or some of its parts by name.
 
     rates      an Euler step: mdn, a fused parallel Numba loop, plain jnp.roll, PyTorch, in turn and compared
     accuracy   seconds to a grown structure, and how far it is from a reference
@@ -15,21 +15,16 @@ writes nothing.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import multiprocessing
 import os
-import platform
 import resource
-import subprocess
 import sys
 import time as clock
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import replace
 from functools import cache, partial
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -37,15 +32,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.parts import Table, run_parts
 from mdn import phase_field as pf
 from mdn.phase_field import AllenCahn
 
-RESULTS = Path(__file__).parent / "results" / "phase_field.json"
 ORDERS = 12  # of the rates and the floor
 MDN, NUMBA, PLAIN, ROLL, TORCH = "mdn, Euler", "Numba loop", "Numba loop, no guard", "jnp.roll", "PyTorch"
 GUARD = np.float32(1e-18)  # added to each update: no field then has denormal tails, nor have its squares
 RELAXED = 4.0  # time by which the sharp start has relaxed; from then on `evolve` keeps to the stages asked for
-Table = dict[str, list | dict]
 
 
 # ---- the contenders: one Euler step of A4, again and again
@@ -418,57 +412,5 @@ QUICK = {
 }
 
 
-def cell(value) -> str:
-    """A number in four digits, a gap where nothing was measured."""
-    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def show(name: str, table: Table) -> None:
-    """Aligned columns, then what the part was to reach."""
-    cells = [table["columns"], *(list(map(cell, row)) for row in table["rows"])]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    print(f"\n{name}: {PARTS[name].__doc__.splitlines()[0]}")
-    for row in cells:
-        print("  " + " | ".join(f"{text:>{width}}" for text, width in zip(row, widths, strict=True)))
-    for text, value in (table["targets"] | table.get("facts", {})).items():
-        print(f"  {text}: {value:.4g}", flush=True)
-
-
-def save(path: Path, name: str, table: Table) -> None:
-    """Put a part into the file, whole or not at all, and leave the others as they are."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    rivals = ", ".join(f"{n} {version(n)}" for n in ("jax", "numba", "torch") if find_spec(n))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    facts = {
-        "command": f"python benchmarks/phase_field.py {name}",
-        "commit": commit,
-        "machine": f"{platform.machine()}, {cores} cores, {rivals} on {jax.default_backend()}",
-    }
-    held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(held | {name: facts | table}, indent=1), encoding="utf-8")
-    part.replace(path)
-
-
-def main() -> None:
-    """Run the parts asked for, print and keep their tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="part", help=f"some of {', '.join(PARTS)}; all by default")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs; nothing is written")
-    args = parser.parse_args()
-    if unknown := set(args.parts) - set(PARTS):
-        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    missing = [name for name in ("numba", "torch") if not find_spec(name)]
-    notice = f"LEFT OUT, NOT INSTALLED: {' and '.join(missing)}. To have them: pip install numba torch==2.13.0"
-    for name in args.parts or PARTS:
-        table = PARTS[name](**QUICK[name] if args.quick else {})
-        show(name, table)
-        if not args.quick:
-            save(RESULTS, name, table)
-    if missing:
-        print(f"\n*** {notice} ***", file=sys.stderr)
-
-
 if __name__ == "__main__":
-    main()
+    run_parts("phase_field", __doc__, PARTS, QUICK, ("numba", "torch"))

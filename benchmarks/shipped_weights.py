@@ -23,6 +23,7 @@ from flax import nnx
 
 import mdn
 from mdn.defects import KINDS
+from mdn.files import write_whole
 from mdn.inference import SHIPPED
 from mdn.synthesis import LOOKS, STAND_INS, PairConfig
 from mdn.uncertainty import training_statistics
@@ -373,9 +374,7 @@ def card(results: dict, rivals: dict, uncertainty: dict | None = None, borrowed:
 def write(path: Path, text: str) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    write_whole(path, text.encode())
 
 
 def main() -> None:

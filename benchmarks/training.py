@@ -8,12 +8,8 @@ curve: validation PSNR against minutes, ours and PyTorch's trained for as long o
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import platform
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -26,14 +22,13 @@ import optax
 from flax import nnx
 
 import mdn
-from benchmarks.shipped_weights import CHOSEN_ON, NETWORK, PAIRS, RECIPE, write
+from benchmarks.parts import Table, run_parts
+from benchmarks.shipped_weights import CHOSEN_ON, NETWORK, PAIRS, RECIPE
 from mdn import training
 
-RESULTS = Path(__file__).parent / "results" / "training.json"
 SHIPPED = Path("data/shipped")
 PAPER = mdn.NetworkConfig(), mdn.TrainingConfig(batch=16, crop=128)
 SHARE = PAIRS.n_runs / (PAIRS.n_pairs + PAIRS.n_test)  # grown structures a pair
-Table = dict[str, list]
 
 
 class Ours:
@@ -50,6 +45,11 @@ class Ours:
         key = jax.random.fold_in(jax.random.key(0), number)
         self.state, value = self.one(self.state, key, noisy, clean, number)
         return float(value)
+
+    def restored(self, images: np.ndarray) -> np.ndarray:
+        """What the averaged weights make of noisy images."""
+        nnx.update(self.model, *self.state[3])
+        return training.predict(self.model, images)
 
 
 class Theirs:
@@ -90,10 +90,17 @@ class Theirs:
                         self.average[name].lerp_(now, 1 - decay)
         return value.item()
 
+    def restored(self, images: np.ndarray) -> np.ndarray:
+        """What the averaged weights make of noisy images."""
+        now = {key: value.clone() for key, value in self.model.state_dict().items()}
+        self.model.load_state_dict(self.average)
+        outputs = np.stack([self.model.restore(image) for image in images])
+        self.model.load_state_dict(now)
+        self.model.train()
+        return outputs
 
-def contenders(network: mdn.NetworkConfig, config: mdn.TrainingConfig) -> dict:
-    """By name; PyTorch's where it is installed."""
-    return {"mdn": Ours(network, config)} | ({"PyTorch": Theirs(network, config)} if find_spec("torch") else {})
+
+CONTENDERS = {"mdn": Ours} | ({"PyTorch": Theirs} if find_spec("torch") else {})
 
 
 def step(repeats: int = 5, cases: dict | None = None) -> Table:
@@ -104,7 +111,7 @@ def step(repeats: int = 5, cases: dict | None = None) -> Table:
     for case, (network, config) in cases.items():
         shape = config.batch, config.crop, config.crop
         noisy, clean = (rng.uniform(size=shape).astype(np.float32) for _ in range(2))
-        both = contenders(replace(network, dropout=0.0), config)
+        both = {name: kind(replace(network, dropout=0.0), config) for name, kind in CONTENDERS.items()}
         seconds, losses = {name: [] for name in both}, {name: [] for name in both}
         for number in range(1, repeats + 2):
             for name, contender in both.items():
@@ -172,32 +179,23 @@ def curve(minutes: float = 10.0, evaluations: int = 8, directory: Path = SHIPPED
     def psnr(outputs: np.ndarray) -> float:
         return float(np.mean(-10 * np.log10(np.mean((outputs - truth) ** 2, axis=(1, 2)))))
 
-    for name in contenders(NETWORK, RECIPE):
-        trial, took = contenders(NETWORK, RECIPE)[name], []
-        for number in range(5):
-            start = time.perf_counter()
-            trial.step(*training._batch(*data, RECIPE, np.zeros(2, np.uint32), number), number)
-            took.append(time.perf_counter() - start)
+    def timed(one, config: mdn.TrainingConfig, number: int) -> float:
+        start = time.perf_counter()
+        one.step(*training._batch(*data, config, np.zeros(2, np.uint32), number), number)
+        return time.perf_counter() - start
+
+    for name, kind in CONTENDERS.items():
+        trial = kind(NETWORK, RECIPE)
+        took = [timed(trial, RECIPE, number) for number in range(5)]
         steps = max(evaluations, round(60 * minutes / np.median(took[1:])))
         config = replace(RECIPE, steps=steps)
-        one, clock = contenders(NETWORK, config)[name], 0.0
+        one, clock = kind(NETWORK, config), 0.0
         for number in range(steps):
-            start = time.perf_counter()
-            one.step(*training._batch(*data, config, np.zeros(2, np.uint32), number), number)
-            clock += time.perf_counter() - start
+            clock += timed(one, config, number)
             if (number + 1) * evaluations // steps > number * evaluations // steps:
-                if name == "mdn":
-                    nnx.update(one.model, *one.state[3])
-                    outputs = training.predict(one.model, noisy)
-                else:
-                    now = {key: value.clone() for key, value in one.model.state_dict().items()}
-                    one.model.load_state_dict(one.average)
-                    outputs = np.stack([one.model.restore(image) for image in noisy])
-                    one.model.load_state_dict(now)
-                    one.model.train()
-                rows.append([name, number + 1, clock / 60, psnr(outputs)])
+                rows.append([name, number + 1, clock / 60, psnr(one.restored(noisy))])
                 print(rows[-1], flush=True)
-        targets[f"{name}: steps in {minutes:g} minutes"] = float(steps)
+        targets[f"{name}: steps in {minutes:g} minutes"] = steps
     best, found = mdn.load_denoiser().metadata["training"]["validation_psnr_db"], directory / "run" / "history.json"
     if found.exists():
         whole = json.loads(found.read_text(encoding="utf-8"))
@@ -219,33 +217,5 @@ QUICK = {
 }
 
 
-def cell(value) -> str:
-    """A number in four digits, a gap where nothing was measured."""
-    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def main() -> None:
-    """Run the parts asked for, print and keep their tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="part", help=f"some of {', '.join(PARTS)}; all by default")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs; nothing is written")
-    args = parser.parse_args()
-    if unknown := set(args.parts) - set(PARTS):
-        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    for name in args.parts or (QUICK if args.quick else PARTS):
-        table = PARTS[name](**QUICK.get(name, {}) if args.quick else {})
-        print(f"\n{name}: {PARTS[name].__doc__.splitlines()[0]}")
-        for row in [table["columns"], *table["rows"], *(["", *item] for item in table["targets"].items())]:
-            print(" | ".join(f"{cell(v):>12}" for v in row), flush=True)
-        if not args.quick:
-            commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout
-            machine = f"{platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__} on {jax.default_backend()}"
-            facts = {"command": f"python -m benchmarks.training {name}", "commit": commit.strip(), "machine": machine}
-            held = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-            write(RESULTS, json.dumps(held | {name: facts | table}, indent=1))
-    if not find_spec("torch"):
-        print("\n*** LEFT OUT, NOT INSTALLED: torch. To have it: pip install torch==2.13.0 ***", file=sys.stderr)
-
-
 if __name__ == "__main__":
-    main()
+    run_parts("training", __doc__, PARTS, QUICK, ("torch",))

@@ -1,7 +1,8 @@
 """Denoising a micrograph (Section III.b): any size, colour and dtype kept, histogram matched to the input.
 
-A large image is worked on in tiles. A cell of the last feature map sees `REACH` cells around it, which is what tiles
-overlap by; the attention's mean over the image (Eq. 5) is taken over all tiles before any goes on to the next block.
+A large image is worked on in tiles. A cell of the last feature map depends on `Denoiser.reach` cells around it, and
+by so much tiles overlap; the attention's mean over the image (Eq. 5) is taken over all tiles before any goes on to the
+next block.
 Tiles and small images are laid on grids of a few sizes, `SIDES`, so that a new size of image seldom compiles anew.
 """
 
@@ -27,8 +28,8 @@ from mdn.micrographs import check_image, from_float, grey_range, luminance, to_f
 from mdn.network import DenoisingNetwork, folded, load_weights, read_metadata, stretch, stretch_limits
 
 SHIPPED = Path(__file__).parent / "weights" / "denoiser.safetensors"
-SIDES = (*range(32, 257, 32), *range(320, 513, 64), *range(640, 1025, 128))  # cells of a grid, features' resolution
-LARGEST = 512  # cells a side
+SIDES = (*range(32, 257, 32), *range(320, 513, 64))  # of grids, in cells: pixels of the feature maps
+LARGEST = SIDES[-1]
 HELD = 16  # tiles whose features are held in memory from block to block
 
 
@@ -96,7 +97,17 @@ class Denoiser:
                 up to `HELD` tiles (16 megapixels at scale 2) are held in memory, exact and gone through once.
             largest: side of a tile's grid, in cells.
             out: float32 array to write to, a memory map say.
+
+        Returns:
+            `out`, or a new float32 [H, W].
+
+        Raises:
+            ValueError: for tiles that are no larger than their overlap.
+
+        Source: Eqs. 1-10.
         """
+        if largest <= 2 * self.reach:
+            raise ValueError(f"largest must be above {2 * self.reach}, by which tiles overlap, got {largest}")
         output = np.empty(grey.shape, np.float32) if out is None else out
         if grey.min() == grey.max():
             output[:] = grey

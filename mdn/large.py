@@ -72,8 +72,7 @@ def denoise_large(
         grey, clean = (_scratch(Path(folder) / name, image.shape[:2]) for name in ("grey", "clean"))
         for rows in _bands(image.shape[0]):
             grey[rows] = luminance(scale(image[rows]))
-        report = lambda share: bar.update(100 * share - bar.n)  # noqa: E731
-        denoiser.restore(grey, report=report, exact=exact, out=clean)
+        denoiser.restore(grey, report=lambda share: bar.update(100 * share - bar.n), exact=exact, out=clean)
         if match_histogram:
             ends = float(clean.min()), float(clean.max())
             curve = _matching(_levels(clean, ends), _levels(grey, (0.0, 1.0)))
@@ -87,7 +86,6 @@ def denoise_large(
         write = _write_zarr if target.suffix == ".zarr" else _write_tiles
         write(part, result, image.shape, image.dtype, like)
         os.replace(part, target)
-    del grey, clean
 
 
 def _bands(height: int) -> Iterator[slice]:
@@ -176,8 +174,7 @@ def _levels(image: Float[np.ndarray, "h w"], ends: tuple[float, float]) -> Int[n
 def _matching(clean: Int[np.ndarray, " n"], grey: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """The grey of each level of `clean` under which both have the same distribution; as `match_histograms` does it."""
     found = np.flatnonzero(grey)
-    quantiles = (np.cumsum(counts) / counts.sum() for counts in (clean, grey))
-    of_clean, of_grey = quantiles
+    of_clean, of_grey = (np.cumsum(counts) / counts.sum() for counts in (clean, grey))
     return np.interp(of_clean, of_grey[found], found / (LEVELS - 1)).astype(np.float32)
 
 
@@ -189,10 +186,9 @@ def _write_tiles(path: Path, bands: Iterable[np.ndarray], shape: tuple, dtype, l
             yield from np.split(np.pad(band, rest), wide // BAND, axis=1)
 
     dtype = np.uint8 if dtype == np.bool_ else dtype
-    large = math.prod(shape) * np.dtype(dtype).itemsize > 0xF000_0000
-    tags = tiff_tags(shape, like)
+    large = math.prod(shape) * np.dtype(dtype).itemsize > 0xF000_0000  # a plain TIFF counts its bytes in 32 bits
     with tifffile.TiffWriter(path, bigtiff=large) as tif:
-        tif.write(tiles(), shape=shape, dtype=dtype, tile=(BAND, BAND), **tags)
+        tif.write(tiles(), shape=shape, dtype=dtype, tile=(BAND, BAND), **tiff_tags(shape, like))
 
 
 def _write_zarr(path: Path, bands: Iterable[np.ndarray], shape: tuple, dtype, like: Micrograph) -> None:

@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from benchmarks import inference, rivals, shipped_weights, training
 from benchmarks import phase_field as benchmark
+from benchmarks.parts import save, show
 from mdn import baselines
 from mdn.dataset import Pairs
 from mdn.metrics import label_boundaries
@@ -35,12 +36,12 @@ def test_contenders_agree(rival):
 def test_rates_are_told_and_kept_part_by_part(tmp_path, capsys):
     table = benchmark.rates(sides=(32,), steps=12, rounds=2, grown=6.0)
     assert 0 < table["targets"]["largest difference at most 1e-4"] < 1e-5
-    benchmark.show("rates", table)
+    show("rates", table)
     printed = capsys.readouterr().out
     assert all(row[2] in printed for row in table["rows"])
     path = tmp_path / "results" / "phase_field.json"
-    benchmark.save(path, "floor", {"columns": [], "rows": []})
-    benchmark.save(path, "rates", table)
+    save(path, "floor", {"columns": [], "rows": []})
+    save(path, "rates", table)
     kept = json.loads(path.read_text(encoding="utf-8"))
     assert set(kept) == {"floor", "rates"} and kept["rates"]["rows"] == table["rows"]
     assert {"command", "commit", "machine"} <= set(kept["rates"])
@@ -60,8 +61,8 @@ def test_inference_is_timed_on_the_same_result():
 def test_training_is_timed_on_the_same_loss():
     table = training.step(repeats=1, cases={"tiny": training.TINY})
     assert all(row[-1] == pytest.approx(table["rows"][0][-1], rel=1e-4) for row in table["rows"])
-    parts = training.pipeline(repeats=2, network=training.TINY[0])
-    assert parts["targets"]["share of a step"] < 0.5  # the step does not wait for its batch
+    pipeline = training.pipeline(repeats=2, network=training.TINY[0])
+    assert pipeline["targets"]["share of a step"] < 0.5  # the step does not wait for its batch
 
 
 def simulated(n: int, seed: int) -> Pairs:

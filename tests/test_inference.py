@@ -109,6 +109,11 @@ def test_attention_of_some_tiles_is_near_that_of_all(trained, monkeypatch):
     assert all(s == sorted(s) and s[-1] == pytest.approx(1) for s in shares.values())
 
 
+def test_tiles_smaller_than_their_overlap_are_refused(trained):
+    with pytest.raises(ValueError, match="largest must be above 18.*got 18"):
+        trained.restore(picture((40, 40), np.float32), largest=18)
+
+
 def test_other_sizes_do_not_compile_again(trained):
     """Sizes near each other share a grid."""
     trained.restore(picture((100, 120), np.float32))
