@@ -2,6 +2,7 @@
 
 speed: the network beside PyTorch's of the same architecture and weights, its batch norms folded too, and beside
 classical filters; in turn, on the same image, outputs compared. First calls, which compile, are of a fresh process.
+profile: how near the network comes to the machine's fastest matrix product, whose multiplications it is made of.
 sizes: images of many sizes one after another; how many of them compile.
 large: 100 megapixels from disk to disk, with the memory over time. deviation: what one pass with the attention of some
 tiles changes. Writes benchmarks/results/inference.json. PyTorch is left out, loudly, where it is not installed.
@@ -82,21 +83,73 @@ def speed(sizes: tuple[int, ...] = (256, 512, 1024), repeats: int = 5) -> Table:
     return {"columns": columns, "rows": rows, "targets": targets}
 
 
+def profile(size: int = 1024, product: int = 2048, repeats: int = 7) -> Table:
+    """Why not faster: the network beside its convolutions, each in memory of its own, and the fastest matrix products."""
+    denoiser = mdn.load_denoiser()
+    image, config = stand_in("etched", (size, size), key=KEY), denoiser.network.config
+    cells, ends, width = size // config.scale, config.scale**2, config.width
+    channels = [(ends, width), *[(width, width)] * (2 * config.blocks + 3), (width, ends)]
+    work = sum(2 * 9 * a * b for a, b in channels) * cells**2 / 1e9
+    rng = np.random.default_rng(0)
+    x = {n: rng.normal(size=(1, cells, cells, n)).astype(np.float32) for n in {ends, width}}
+    kernels = {pair: rng.normal(size=(3, 3, *pair)).astype(np.float32) for pair in set(channels)}
+    ours, ours_kernels = jax.device_put(x), jax.device_put(kernels)
+    a = rng.normal(size=(product, product)).astype(np.float32)
+    convolution, multiplied = jax.jit(mdn.network.conv3x3), jax.jit(jax.numpy.matmul)
+    methods = {
+        "network": (work, lambda: denoiser.restore(image)),
+        "its convolutions, one by one": (
+            work,
+            lambda: [convolution(ours[p[0]], ours_kernels[p]).block_until_ready() for p in channels],
+        ),
+        "matrix product, XLA": (2 * product**3 / 1e9, lambda: multiplied(a, a).block_until_ready()),
+        "matrix product, NumPy": (2 * product**3 / 1e9, lambda: a @ a),
+    }
+    if find_spec("torch"):
+        import torch
+
+        from benchmarks.pytorch import Network
+
+        theirs, seen = Network(denoiser.network).fold(), mdn.network.stretch(image)
+        last = {"memory_format": torch.channels_last}
+        maps = {n: torch.from_numpy(value).permute(0, 3, 1, 2).contiguous(**last) for n, value in x.items()}
+        theirs_kernels = {p: torch.from_numpy(k).permute(3, 2, 0, 1).contiguous(**last) for p, k in kernels.items()}
+        convolve = partial(torch.nn.functional.conv2d, padding=1)
+        methods |= {
+            "network, PyTorch": (work, lambda: theirs.restore(seen)),
+            "its convolutions, one by one, PyTorch": (work, lambda: [convolve(maps[p[0]], theirs_kernels[p]) for p in channels]),
+        }
+    seconds = {name: [] for name in methods}
+    for _ in range(repeats + 1):
+        for name, (_, method) in methods.items():
+            start = time.perf_counter()
+            method()
+            seconds[name].append(time.perf_counter() - start)
+    later = {name: float(np.median(s[1:])) for name, s in seconds.items()}
+    rows = [[name, methods[name][0], later[name], methods[name][0] / later[name]] for name in methods]
+    fastest = max(row[3] for row in rows if "product" in row[0])
+    targets = {"network's GFLOP a second over the fastest matrix product's": rows[0][3] / fastest}
+    if "network, PyTorch" in later:
+        wanted = work / (0.7 * later["network, PyTorch"])
+        targets["GFLOP a second that 0.7 of PyTorch's time takes, over the fastest matrix product's"] = wanted / fastest
+    return {"columns": ["what", "GFLOP", "s, median", "GFLOP a second"], "rows": rows, "targets": targets}
+
+
 def sizes(count: int = 30, side: tuple[int, int] = (150, 700)) -> Table:
     """Images of random sizes, one after another: those that compile take longer."""
     denoiser, rng, rows = mdn.load_denoiser(), np.random.default_rng(0), []
     for number in range(count):
-        shape, before = tuple(int(n) for n in rng.integers(*side, 2)), mdn.inference._residual._cache_size()
+        shape, before = tuple(int(n) for n in rng.integers(*side, 2)), mdn.inference._restore._cache_size()
         image = rng.uniform(size=shape).astype(np.float32)
         start = time.perf_counter()
         denoiser.restore(image)
         seconds = time.perf_counter() - start
-        rows.append([number, f"{shape[0]} x {shape[1]}", seconds, mdn.inference._residual._cache_size() > before])
+        rows.append([number, f"{shape[0]} x {shape[1]}", seconds, mdn.inference._restore._cache_size() > before])
     targets = {f"of {count} sizes, compiled": sum(row[-1] for row in rows)}
     return {"columns": ["image", "shape", "seconds", "compiled"], "rows": rows, "targets": targets}
 
 
-def deviation(side: int = 5000, largest: int = 512) -> Table:
+def deviation(side: int = 2400, largest: int = 256) -> Table:
     """The attention of some tiles against that of all, on micrographs of uneven kinds; grey levels of [0, 1]."""
     denoiser, rows = mdn.load_denoiser(), []
     for kind in mdn.synthesis.STAND_INS:
@@ -141,9 +194,10 @@ def large(megapixels: int = 100, exact: bool = False) -> Table:
     return {"columns": ["second", "resident (GB)", "peak so far (GB)"], "rows": kept, "targets": targets}
 
 
-PARTS = {part.__name__: part for part in (speed, sizes, deviation, large)}
+PARTS = {part.__name__: part for part in (speed, profile, sizes, deviation, large)}
 QUICK = {
     "speed": {"sizes": (64,), "repeats": 1},
+    "profile": {"size": 64, "product": 64, "repeats": 1},
     "sizes": {"count": 4, "side": (40, 90)},
     "deviation": {"side": 300, "largest": 64},
     "large": {"megapixels": 1},

@@ -28,7 +28,7 @@ from mdn.micrographs import check_image, from_float, grey_range, luminance, to_f
 from mdn.network import DenoisingNetwork, folded, load_weights, read_metadata, stretch, stretch_limits
 
 SHIPPED = Path(__file__).parent / "weights" / "denoiser.safetensors"
-SIDES = (*range(32, 257, 32), *range(320, 513, 64))  # of grids, in cells: pixels of the feature maps
+SIDES = (32, 64, 96, *range(128, 513, 64))  # of grids, in cells: pixels of the feature maps
 LARGEST = SIDES[-1]
 HELD = 16  # tiles whose features are held in memory from block to block
 
@@ -167,23 +167,25 @@ class _Run:
         self.done = 0
 
     def restored(self, exact: bool, output: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
-        """The result, written to `output`; the attention's weights first, block by block."""
+        """The result, written to `output`; of several tiles the attention's weights first, block by block."""
         count, n = len(self.tiles), len(self.blocks)
+        missing = n + 1 - len(self.weights) if count > 1 else 0
         hold = count <= HELD or not exact
         chosen = range(count) if exact or count <= HELD else [i * (count - 1) // (HELD - 1) for i in range(HELD)]
-        missing = n + 1 - len(self.weights)
-        self.work = count * (n + 1) + (0 if hold else count * missing * (missing + 1) // 2)
+        self.work = count + (len(chosen) * missing if hold else count * missing * (missing + 1) // 2)
         cells = sum(math.prod(c.stop - c.start for c in self.tiles[i].core) for i in chosen)
-        for block in self.network.blocks[:missing]:
-            pooled = sum(self.features(i, hold)[1] for i in chosen) / cells
-            self.weights.append(block.attention.gated(pooled))
+        for block in self.blocks[:missing]:
+            self.weights.append(_gated(*block, sum(self.features(i, hold)[1] for i in chosen), cells))
         for i, tile in enumerate(self.tiles):
-            x, _ = self.features(i, False)
-            image = np.asarray(_decode(*self.whole, x, self.weights[-1], self.bounds(tile)[0]))
+            inside = self.bounds(tile)[0]
+            if i in self.held:
+                image = _decode(*self.whole, self.held.pop(i)[0], self.weights[-1], inside)
+            else:
+                image = _restore(*self.whole, self.seen(tile), self.weights, inside)
             (rows, columns), s = tile.core, self.scale
             part = output[rows.start * s : rows.stop * s, columns.start * s : columns.stop * s]
             top, left = ((c.start - start) * s for c, start in zip(tile.core, tile.start, strict=True))
-            part[:] = image[top : top + part.shape[0], left : left + part.shape[1]]
+            part[:] = np.asarray(image)[top : top + part.shape[0], left : left + part.shape[1]]
             self.tick()
         return output
 
@@ -234,6 +236,20 @@ def _within(bounds: Int[Array, "2 2"], shape: tuple[int, int]) -> Float[Array, "
 
 
 @partial(jax.jit, static_argnums=0)
+def _restore(graph, state, image, weights, inside):
+    """A tile from end to end, compiled as one: its feature maps then share their memory, and the operating system has
+    a fifth of it to lay out. Where the weights of a block are missing, the tile is the image and tells them."""
+    network = nnx.merge(graph, state)
+    shape, s = image.shape[1:3], network.config.scale
+    within = _within(inside, (shape[0] // s, shape[1] // s))
+    x, y = network.encode(image, within), weights[0]
+    for number, block in enumerate(network.blocks, 1):
+        x = block.residual(x * y[:, None, None, :], within)
+        y = weights[number] if number < len(weights) else block.attention.gated(x.sum((1, 2)) / within.sum())
+    return network.decode(x * y[:, None, None, :], shape, within)[0, :, :, 0]
+
+
+@partial(jax.jit, static_argnums=0)
 def _encode(graph, state, image, inside):
     network = nnx.merge(graph, state)
     s = network.config.scale
@@ -245,6 +261,12 @@ def _residual(graph, state, x, y, inside, core):
     """x_res of a block from the one before and its weights, x_att = x_res y (Eqs. 4, 6), and its sum for Eq. 5."""
     x = nnx.merge(graph, state).residual(x * y[:, None, None, :], _within(inside, x.shape[1:3]))
     return x, (x * _within(core, x.shape[1:3])).sum(2).sum(1)
+
+
+@partial(jax.jit, static_argnums=0)
+def _gated(graph, state, total, cells):
+    """y of Eq. 5 from the sum of x_res over so many cells."""
+    return nnx.merge(graph, state).attention.gated(total / cells)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -138,9 +138,11 @@ class ConvUnit(nnx.Module):
 
     def fold(self) -> None:
         """Take the batch norm of evaluation into the convolution before it."""
-        scale = self.norm.scale[...] / jnp.sqrt(self.norm.var[...] + self.norm.epsilon)
-        self.conv.kernel = nnx.Param(self.conv.kernel[...] * scale.reshape(1, 1, 1, -1))
-        self.conv.bias = nnx.data(nnx.Param(self.norm.bias[...] - self.norm.mean[...] * scale))
+        norm, parts = self.norm, (self.conv.kernel, self.norm.scale, self.norm.bias, self.norm.mean, self.norm.var)
+        kernel, gamma, beta, mean, var = (np.asarray(part[...]) for part in parts)  # NumPy: nothing to compile
+        scale = gamma / np.sqrt(var + np.float32(norm.epsilon))
+        self.conv.kernel = nnx.Param(jax.device_put(kernel * scale))
+        self.conv.bias = nnx.data(nnx.Param(jax.device_put(beta - mean * scale)))
         self.norm = None
 
 
@@ -374,12 +376,19 @@ def load_weights(path: str | Path) -> DenoisingNetwork:
             configuration, they are not finite, or the file is not the one that was written (checksum).
     """
     _, stored, config = _read(Path(path))
-    model = DenoisingNetwork(config, rngs=nnx.Rngs(0))
+    # Abstract: to draw weights that are then overwritten would take seconds of compiling
+    model = nnx.eval_shape(lambda: DenoisingNetwork(config, rngs=nnx.Rngs(0)))
     state = nnx.state(model, (nnx.Param, nnx.BatchStat))
     for name, leaf in nnx.to_flat_state(state):
-        leaf[...] = jnp.asarray(stored[".".join(map(str, name))])
-    nnx.update(model, state)
+        leaf.set_value(jax.device_put(stored[".".join(map(str, name))]))
+    nnx.update(model, state, _streams(config))
     return model
+
+
+@partial(jax.jit, static_argnums=0)
+def _streams(config: NetworkConfig):
+    """The random streams of a new network, of dropout."""
+    return nnx.state(DenoisingNetwork(config, rngs=nnx.Rngs(0)), nnx.RngState)
 
 
 def stretch_limits(image: Float[np.ndarray, "h w"]) -> tuple[float, float]:

@@ -38,7 +38,7 @@ def test_restoring_can_be_watched_and_stopped(denoiser):
     grey, shares = picture((31, 45), np.float32), []
     clean = denoiser.restore(grey, report=shares.append)
     np.testing.assert_array_equal(clean, denoiser.restore(grey))
-    assert shares == [1 / 3, 2 / 3, 1]  # two blocks, the end
+    assert shares == [1]  # one tile, one piece of work
 
     def stop(share):
         raise InterruptedError
@@ -117,12 +117,10 @@ def test_tiles_smaller_than_their_overlap_are_refused(trained):
 def test_other_sizes_do_not_compile_again(trained):
     """Sizes near each other share a grid."""
     trained.restore(picture((100, 120), np.float32))
-    compiled = [f._cache_size() for f in (mdn.inference._encode, mdn.inference._residual, mdn.inference._decode)]
+    compiled = mdn.inference._restore._cache_size()
     for shape in [(97, 99), (128, 128), (111, 70), (65, 66)]:
         trained.restore(picture(shape, np.float32))
-    assert compiled == [
-        f._cache_size() for f in (mdn.inference._encode, mdn.inference._residual, mdn.inference._decode)
-    ]
+    assert mdn.inference._restore._cache_size() == compiled
 
 
 def test_matched_output_has_the_inputs_histogram(denoiser):
