@@ -84,7 +84,7 @@ def speed(sizes: tuple[int, ...] = (256, 512, 1024), repeats: int = 5) -> Table:
 
 
 def profile(size: int = 1024, product: int = 2048, repeats: int = 7) -> Table:
-    """Why not faster: the network beside its convolutions, each in memory of its own, and the fastest matrix products."""
+    """Why not faster: beside the network its convolutions, each in its own memory, and the fastest matrix products."""
     denoiser = mdn.load_denoiser()
     image, config = stand_in("etched", (size, size), key=KEY), denoiser.network.config
     cells, ends, width = size // config.scale, config.scale**2, config.width
@@ -115,9 +115,10 @@ def profile(size: int = 1024, product: int = 2048, repeats: int = 7) -> Table:
         maps = {n: torch.from_numpy(value).permute(0, 3, 1, 2).contiguous(**last) for n, value in x.items()}
         theirs_kernels = {p: torch.from_numpy(k).permute(3, 2, 0, 1).contiguous(**last) for p, k in kernels.items()}
         convolve = partial(torch.nn.functional.conv2d, padding=1)
+        one_by_one = lambda: [convolve(maps[p[0]], theirs_kernels[p]) for p in channels]  # noqa: E731
         methods |= {
             "network, PyTorch": (work, lambda: theirs.restore(seen)),
-            "its convolutions, one by one, PyTorch": (work, lambda: [convolve(maps[p[0]], theirs_kernels[p]) for p in channels]),
+            "its convolutions, one by one, PyTorch": (work, one_by_one),
         }
     seconds = {name: [] for name in methods}
     for _ in range(repeats + 1):

@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch, Patch, Polygon
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from scipy import ndimage
 
@@ -486,6 +487,25 @@ def plot_history(history) -> Figure:
         step, best = history.step[history.best], history.validation_psnr[history.best]
         psnr.plot(step, best, "o", color=INK, markersize=8, fillstyle="none", label=f"best: {best:.2f} dB at {step}")
         psnr.legend(loc="lower right")
+    return fig
+
+
+@_styled
+def plot_clock(rows: Sequence, *, goal: float | int | None = None) -> Figure:
+    """Validation PSNR against minutes of training: rows (method, step, minute, dB), `goal` in dB as a line."""
+    fig = NotebookFigure(figsize=(WIDTH, 3.1), layout="constrained")
+    ax = fig.subplots()
+    looks = ((RED, "-"), (BLUE, "--"), (INK, ":"))
+    for name, (colour, dashes) in zip(dict.fromkeys(row[0] for row in rows), looks, strict=False):
+        minutes, psnr = zip(*[row[2:4] for row in rows if row[0] == name], strict=True)
+        ax.plot(minutes, psnr, dashes, marker=".", color=colour, label=name)
+    if goal is not None:
+        ax.axhline(goal, color=INK, lw=0.8, label=f"{goal:.1f} dB, half a dB below the shipped weights")
+    ax.set(xlabel="minutes of training", ylabel="PSNR (dB)", xscale="log", title="Validation PSNR by the clock")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(ScalarFormatter())
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.legend(loc="lower right")
     return fig
 
 

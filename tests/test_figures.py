@@ -89,6 +89,10 @@ DRAWN = {  # name: (how to draw it, number of images on it, words that have to b
     "spectrum": (lambda: figures.plot_spectrum(IMAGE, IMAGE, IMAGE), 3, ["phase", "magnitude", "log magnitude"]),
     "defects": (lambda: figures.plot_defects({"etch pit": IMAGE, "speckle": IMAGE}), 2, ["etch pit", "speckle"]),
     "history": (lambda: figures.plot_history(HISTORY), 0, ["best: 7.00 dB at 2", "loss", "optimiser step"]),
+    "clock": (
+        lambda: figures.plot_clock([(n, s, s / 2, 10 + s) for n in ("mdn", "PyTorch") for s in (1, 9)], goal=15.0), 0,
+        ["mdn", "PyTorch", "minutes of training", "15.0 dB"],
+    ),
     "history, empty": (
         lambda: figures.plot_history(SimpleNamespace(step=[], train_loss=[], validation_loss=[], validation_psnr=[])),
         0, ["optimiser step"],
