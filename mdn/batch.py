@@ -16,7 +16,6 @@ import io
 import json
 import os
 from collections.abc import Iterator, Sequence
-from numbers import Real
 from pathlib import Path
 
 import jax
@@ -35,6 +34,7 @@ from mdn.metrics import label_boundaries
 from mdn.micrographs import (
     SUFFIXES,
     Micrograph,
+    check_calibration,
     grey_range,
     luminance,
     micrographs_in,
@@ -100,8 +100,10 @@ def denoise_file(
         Its record (numbers, warnings in plain words) and its picture for the report, a JPEG.
 
     Raises:
-        ValueError: for a file that is no micrograph. OSError: where the target cannot be written.
+        ValueError: for a file that is no micrograph, or an um_per_px that is no size.
+        OSError: where the target cannot be written.
     """
+    check_calibration(um_per_px)
     micrograph = read_micrograph(path)
     pixels, scale = micrograph.pixels, micrograph.um_per_px or um_per_px
     scale = float(scale) if scale else None
@@ -218,8 +220,7 @@ def denoise_folder(
         OSError: where nothing can be written.
     """
     output = Path(output)
-    if um_per_px is not None and not (isinstance(um_per_px, Real) and np.isfinite(um_per_px) and um_per_px > 0):
-        raise ValueError(f"um_per_px: {um_per_px!r}; accepted: um per pixel, finite, above 0, or None")
+    check_calibration(um_per_px)
     if any(path.parent.resolve() == (output / "denoised").resolve() for path in files):
         raise ValueError(f"input_dir: {files[0].parent}; accepted: another folder than that of the results")
     for name in ("denoised", "records"):

@@ -20,7 +20,16 @@ from jaxtyping import Float, Int
 from tqdm.auto import tqdm
 
 from mdn.inference import Denoiser, finished, load_denoiser
-from mdn.micrographs import KEPT_TAGS, Micrograph, check_image, check_tiff, luminance, tiff_calibration, tiff_tags
+from mdn.micrographs import (
+    KEPT_TAGS,
+    Micrograph,
+    check_calibration,
+    check_image,
+    check_tiff,
+    luminance,
+    tiff_calibration,
+    tiff_tags,
+)
 
 BAND = 512  # rows; also the side of the tiles that are written
 LEVELS = 1 << 20  # greys that the histograms tell apart
@@ -54,13 +63,15 @@ def denoise_large(
         progress: whether to show a bar.
 
     Raises:
-        ValueError: for a source that is no such image or holds NaN or infinity, naming it, or another target.
+        ValueError: for a source that is no such image or holds NaN or infinity, naming it; for another target; for an
+            um_per_px that is no size.
         FileNotFoundError: where there is no source.
         OSError: where there is no room for scratch and target.
     """
     source, target = Path(source), Path(target)
     if target.suffix.lower() not in (".tif", ".tiff", ".zarr") or (target.suffix == ".zarr" and target.exists()):
         raise ValueError(f"target: {target}; accepted: a .tif, a .tiff, or a .zarr that is not there yet")
+    check_calibration(um_per_px)
     denoiser = denoiser or load_denoiser()
     with (
         _opened(source) as (image, like),

@@ -17,6 +17,7 @@ import warnings
 import xml.etree.ElementTree as ElementTree
 import zlib
 from contextlib import contextmanager, suppress
+from numbers import Real
 from pathlib import Path
 from urllib.parse import urljoin
 
@@ -59,6 +60,16 @@ class Micrograph:
     pixels: np.ndarray
     um_per_px: float | int | None = None
     metadata: dict = dataclasses.field(default_factory=dict)
+
+
+def check_calibration(um_per_px) -> None:
+    """Refuse a size of a pixel that is none; None, no calibration, is accepted.
+
+    Raises:
+        ValueError: telling what was given and what is accepted.
+    """
+    if um_per_px is not None and not (isinstance(um_per_px, Real) and np.isfinite(um_per_px) and um_per_px > 0):
+        raise ValueError(f"um_per_px: {um_per_px!r}; accepted: um per pixel, finite, above 0, or None")
 
 
 def check_image(image, name: str = "image", color: bool = True) -> np.ndarray:
@@ -291,8 +302,8 @@ def write_micrograph(path: str | os.PathLike, pixels: np.ndarray, like: Microgra
 
     Written beside its place and renamed, so that no half-written file stands there or is left beside it. TIFF
     keeps calibration, description, software and date; PNG calibration and texts; JPEG (quality 95) no
-    calibration. bool becomes 0 and 255. ValueError for another suffix, or a dtype that the format has no place
-    for; OSError naming the file where the disk is full or takes no files.
+    calibration. bool becomes 0 and 255. ValueError for another suffix, a dtype that the format has no place
+    for, or a calibration that is none; OSError naming the file where the disk is full or takes no files.
     """
     path, pixels = Path(path), check_image(pixels, "pixels")
     pixels = from_float(pixels, np.uint8) if pixels.dtype == np.bool_ else pixels
@@ -308,6 +319,7 @@ def write_micrograph(path: str | os.PathLike, pixels: np.ndarray, like: Microgra
             f"pixels: {depth} of shape {pixels.shape} has no place in a {suffix} file; "
             "accepted: uint8 in all, uint16 grey in .png, uint16 and floats in .tif"
         )
+    check_calibration(like and like.um_per_px)
     like, write = like or Micrograph(pixels=pixels), _write_tiff if suffix.startswith(".t") else _write_pillow
     partial = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.part{suffix}")
     try:

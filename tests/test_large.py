@@ -67,6 +67,9 @@ def test_calibration_and_description_are_kept(denoiser, tmp_path):
         tmp_path / "a.zarr", tmp_path / "c.tif", denoiser, um_per_px=0.5, match_histogram=False, progress=False
     )
     assert mdn.read_micrograph(tmp_path / "c.tif").um_per_px == 0.5
+    for wrong in (-1, 0.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="um_per_px"):
+            denoise_large(tmp_path / "a.zarr", tmp_path / "d.tif", denoiser, um_per_px=wrong)
 
 
 def test_greys_of_the_whole_not_of_a_band(denoiser, tmp_path):
