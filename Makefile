@@ -16,8 +16,6 @@ BENCHMARKS = phase_field inference training
 # Same seed, same bytes: sets and dicts of strings keep their order from run to run.
 export PYTHONHASHSEED := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# Large pages (Linux): XLA takes fresh memory at every step, and laying it out 4 kB at a time costs a fifth of training.
-export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -36,8 +34,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install --quiet -r requirements.lock
 	@$(PY) -m pip install --quiet --no-deps -e .
-	@$(PY) -m ipykernel install --sys-prefix --name mdn --display-name "Python (mdn)" \
-	  --env GLIBC_TUNABLES glibc.malloc.hugetlb=1 >/dev/null
+	@$(PY) -m ipykernel install --sys-prefix --name mdn --display-name "Python (mdn)" >/dev/null
 	@touch $@
 
 reproduce: env  ## the six notebooks on the quick preset -> runs/quick/index.html

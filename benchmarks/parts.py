@@ -47,9 +47,8 @@ def save(path: Path, name: str, table: Table) -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     versions = ", ".join(f"{n} {version(n)}" for n in ("jax", *RIVALS) if find_spec(n))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    pages = os.environ.get("GLIBC_TUNABLES", "")  # `make` sets it: large pages
     facts = {
-        "command": f"{f'GLIBC_TUNABLES={pages} ' * bool(pages)}python -m benchmarks.{path.stem} {name}",
+        "command": f"python -m benchmarks.{path.stem} {name}",
         "commit": commit,
         "machine": f"{platform.machine()}, {cores} cores, {versions} on {jax.default_backend()}",
     }
