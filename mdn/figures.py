@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch, Patch, Polygon
-from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from scipy import ndimage
 
@@ -503,7 +503,7 @@ def plot_clock(rows: Sequence, *, goal: float | int | None = None) -> Figure:
         ax.axhline(goal, color=INK, lw=0.8, label=f"{goal:.1f} dB, half a dB below the shipped weights")
     ax.set(xlabel="minutes of training", ylabel="PSNR (dB)", xscale="log", title="Validation PSNR by the clock")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter(ScalarFormatter())
+    ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.legend(loc="lower right")
     return fig
