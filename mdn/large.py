@@ -26,6 +26,7 @@ from mdn.micrographs import (
     check_calibration,
     check_image,
     check_tiff,
+    from_float,
     luminance,
     tiff_calibration,
     tiff_tags,
@@ -50,7 +51,8 @@ def denoise_large(
 
     Where `exact`, the result is that of `Denoiser.__call__` to 1e-4 of the grey range; the matching tells a million
     greys apart, and where they are rare a pixel may differ by more. Beside the target it takes eight bytes a pixel
-    of scratch; memory takes four a pixel at one time, and a gigabyte for the tiles.
+    of scratch; memory takes some four a pixel at one time, and a gigabyte for the tiles. A chunk that a Zarr array
+    does not hold is its fill value, as Zarr has it; only chunks with a checksum codec show a flipped byte.
 
     Args:
         source: a TIFF of one page, or a folder that holds a Zarr array, of the dtypes that `read_micrograph` takes.
@@ -69,7 +71,8 @@ def denoise_large(
         OSError: where there is no room for scratch and target.
     """
     source, target = Path(source), Path(target)
-    if target.suffix.lower() not in (".tif", ".tiff", ".zarr") or (target.suffix == ".zarr" and target.exists()):
+    suffix = target.suffix.lower()
+    if suffix not in (".tif", ".tiff", ".zarr") or (suffix == ".zarr" and target.exists()):
         raise ValueError(f"target: {target}; accepted: a .tif, a .tiff, or a .zarr that is not there yet")
     check_calibration(um_per_px)
     denoiser = denoiser or load_denoiser()
@@ -79,6 +82,7 @@ def denoise_large(
         tqdm(total=100, desc=source.name, unit="%", disable=not progress, bar_format="{l_bar}{bar}| {elapsed}") as bar,
     ):
         like = dataclasses.replace(like, um_per_px=like.um_per_px or um_per_px)
+        image = _Source(image, source)
         scale = _Scale(image, source)
         grey, clean = (_scratch(Path(folder) / name, image.shape[:2]) for name in ("grey", "clean"))
         for rows in _bands(image.shape[0]):
@@ -93,10 +97,12 @@ def denoise_large(
             finished(scale(image[rows]), clean[rows], image.dtype, (scale.black, scale.white))
             for rows in _bands(image.shape[0])
         )
-        part = Path(folder) / f"result{target.suffix}"
-        write = _write_zarr if target.suffix == ".zarr" else _write_tiles
-        write(part, result, image.shape, image.dtype, like)
-        os.replace(part, target)
+        part, write = Path(folder) / f"result{suffix}", _write_zarr if suffix == ".zarr" else _write_tiles
+        try:
+            write(part, result, image.shape, image.dtype, like)
+            os.replace(part, target)
+        except OSError as error:  # a full disk does not say which file it was
+            raise OSError(error.errno, f"{target} is not written: {error.strerror or error}") from error
 
 
 def _bands(height: int) -> Iterator[slice]:
@@ -112,11 +118,12 @@ def _opened(path: Path):
     try:
         if path.is_dir():
             image = zarr.open_array(str(path), mode="r", zarr_format=3)
+            check_calibration(image.attrs.get("um_per_px"))
             like = Micrograph(pixels=np.empty(0), um_per_px=image.attrs.get("um_per_px"), metadata=dict(image.attrs))
         else:
             tif = tifffile.TiffFile(path)
             page = tif.pages[0]
-            check_tiff(tif, page, max_bytes=1 << 62)
+            check_tiff(tif, page, max_bytes=None)
             if page.photometric.name not in ("MINISBLACK", "RGB") or len(tif.pages) > 1 or page.axes.startswith("S"):
                 raise ValueError(f"{page.photometric.name}, {len(tif.pages)} pages, axes {page.axes}")
             image = zarr.open_array(page.aszarr(), mode="r")
@@ -135,6 +142,21 @@ def _opened(path: Path):
     finally:
         if tif:
             tif.close()
+
+
+class _Source:
+    """An array of a file, read band by band; what cannot be read is told by name. Booleans are read as 0 and 255."""
+
+    def __init__(self, image, path: Path):
+        self.image, self.path, self.shape = image, path, image.shape
+        self.dtype = np.dtype(np.uint8) if image.dtype == np.bool_ else image.dtype
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        try:
+            band = self.image[rows]
+        except Exception as error:  # decoders raise a dozen kinds
+            raise ValueError(f"{self.path}: rows {rows.start} to {rows.stop - 1} are damaged ({error})") from error
+        return from_float(band, np.uint8) if band.dtype == np.bool_ else band
 
 
 class _Scale:
@@ -196,7 +218,6 @@ def _write_tiles(path: Path, bands: Iterable[np.ndarray], shape: tuple, dtype, l
             rest = [(0, BAND - len(band)), (0, wide - shape[1]), (0, 0)][: band.ndim]
             yield from np.split(np.pad(band, rest), wide // BAND, axis=1)
 
-    dtype = np.uint8 if dtype == np.bool_ else dtype
     large = math.prod(shape) * np.dtype(dtype).itemsize > 0xF000_0000  # a plain TIFF counts its bytes in 32 bits
     with tifffile.TiffWriter(path, bigtiff=large) as tif:
         tif.write(tiles(), shape=shape, dtype=dtype, tile=(BAND, BAND), **tiff_tags(shape, like))

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import math
 import os
+import re
 import time
 import tomllib
 import uuid
@@ -219,13 +220,17 @@ def _read_tiff(path: Path, max_bytes: int) -> Micrograph:
     return Micrograph(pixels=np.ascontiguousarray(pixels), um_per_px=um_per_px, metadata=metadata)
 
 
-def check_tiff(tif: tifffile.TiffFile, page: tifffile.TiffPage, max_bytes: int) -> None:
-    """Refuse what would take too much memory, and strips or tiles that are not there: tifffile would fill in 0."""
+def check_tiff(tif: tifffile.TiffFile, page: tifffile.TiffPage, max_bytes: int | None) -> None:
+    """Refuse what would take too much memory, and strips or tiles that are not there: tifffile would fill in 0.
+
+    `max_bytes` None: the image may be of any size, a strip or tile not unpack to more than its own.
+    """
     one = -(-max(page.bitspersample, 1) // 8)
     rows, *others = page.chunks
     segment = one * math.prod((rows if page.is_tiled else min(rows, page.imagelength), *others))
     shown = 3 * page.imagewidth * page.imagelength if page.photometric.name == "PALETTE" else 0
-    _check_size(max(one * page.size, segment, shown), max_bytes)
+    if max_bytes is not None:
+        _check_size(max(one * page.size, segment, shown), max_bytes)
     ends = [offset + count for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
     whole = 0 < len(ends) == math.prod(page.chunked) and min(page.databytecounts) > 0 and min(page.dataoffsets) > 0
     if not whole or max(ends) > tif.filehandle.size:
@@ -233,7 +238,7 @@ def check_tiff(tif: tifffile.TiffFile, page: tifffile.TiffPage, max_bytes: int) 
     if page.compression.name not in ("ADOBE_DEFLATE", "DEFLATE"):
         return
     for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
-        if 1032 * count <= max_bytes:  # deflate packs no closer than that
+        if 1032 * count <= (1 << 28 if max_bytes is None else max_bytes):  # deflate packs no closer than that
             continue
         tif.filehandle.seek(offset)
         packed, unpacked, inflate = tif.filehandle.read(count), 0, zlib.decompressobj()
@@ -274,7 +279,8 @@ def _read_pillow(path: Path, head: bytes, max_bytes: int) -> Micrograph:
             image.verify()  # the checksum of every chunk, which Pillow does not look at as it decodes
     with Image.open(path, formats=("PNG", "JPEG")) as image:
         depth = 2 if image.mode.startswith("I") else 1
-        _check_size(depth * len(image.getbands()) * image.width * image.height, max_bytes)
+        bands = 3 if image.mode.startswith("P") else len(image.getbands())  # of a palette three colours are made
+        _check_size(depth * bands * image.width * image.height, max_bytes)
         metadata = {"format": image.format, "mode": image.mode}
         image.load()
         dpi = image.info.get("dpi", (0, 0))
@@ -351,7 +357,11 @@ def tiff_tags(shape: tuple[int, ...], like: Micrograph) -> dict:
         }
     elif um_per_px:
         tags |= {"resolution": (1e4 / um_per_px,) * 2, "resolutionunit": "CENTIMETER"}
-    tags |= {tag.lower(): known[tag] for tag in ("Software", "DateTime") if tag in known}
+    software, when = (str(known.get(tag, "")) for tag in ("Software", "DateTime"))
+    if software.isascii() and software:  # a file may hold what tifffile does not write
+        tags["software"] = software
+    if re.fullmatch(r"\d{4}:\d\d:\d\d \d\d:\d\d:\d\d", when, re.ASCII):
+        tags["datetime"] = when
     return tags | {"description": text.encode() or None}
 
 

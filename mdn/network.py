@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -330,17 +330,10 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray], NetworkCon
         with safe_open(path, "np") as file:
             header = file.metadata() or {}
             config = NetworkConfig(**json.loads(header["config"]))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        given = {name: (value.shape, str(value.dtype)) for name, value in tensors.items()}
-        # A header may ask for more blocks than could ever be built: count before building
-        possible = config.blocks <= len(given) and max(config.width, config.scale) <= 1 << 16
-        expected = _expected(config) if possible else {"blocks, width, scale": ((len(given), 1 << 16, 1 << 16), "int")}
-        if given != expected:
-            odd = sorted(n for n in expected.keys() | given.keys() if expected.get(n) != given.get(n))
-            raise ValueError(
-                f"weights of another architecture than {config}: {len(odd)} tensors differ, "
-                f"first {odd[0]} with {given.get(odd[0])} where {expected.get(odd[0])} is accepted"
-            )
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            given = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in parts.items()}
+            _check_architecture(given, config)  # before anything is read: a small file may claim gigabytes
+            tensors = {name: file.get_tensor(name) for name in parts}
         if "sha256" in header and header["sha256"] != checksum(header, tensors):
             raise ValueError("damaged: its sha256 is not the one that its header tells")
         if not all(np.isfinite(value).all() for value in tensors.values()):
@@ -351,11 +344,32 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray], NetworkCon
     return header, tensors, config
 
 
-@cache
+def _check_architecture(given: dict[str, tuple[tuple[int, ...], str]], config: NetworkConfig) -> None:
+    """Refuse tensors, by shape and dtype, that are not those of the network; a header may ask for a giant one."""
+    possible = config.blocks <= len(given) and max(config.width, config.scale) <= 1 << 16
+    expected = _expected(config) if possible else {"blocks, width, scale": ((len(given), 1 << 16, 1 << 16), "int")}
+    if given != expected:
+        odd = sorted(n for n in expected.keys() | given.keys() if expected.get(n) != given.get(n))
+        raise ValueError(
+            f"weights of another architecture than {config}: {len(odd)} tensors differ, "
+            f"first {odd[0]} with {given.get(odd[0])} where {expected.get(odd[0])} is accepted"
+        )
+
+
 def _expected(config: NetworkConfig) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and dtype of each tensor of a network; nothing is allocated."""
+    """Shape and dtype of each tensor of a network; its blocks are all like the first."""
+    expected, first = {}, "blocks.0."
+    for name, shape in _shapes(replace(config, blocks=1)).items():
+        copies = config.blocks if name.startswith(first) else 1
+        expected |= {name.replace(first, f"blocks.{number}.", 1): (shape, "F32") for number in range(copies)}
+    return expected
+
+
+@cache
+def _shapes(config: NetworkConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor; nothing is allocated."""
     shapes = jax.eval_shape(lambda: _tensors(DenoisingNetwork(config, rngs=nnx.Rngs(0))))
-    return {name: (value.shape, str(value.dtype)) for name, value in shapes.items()}
+    return {name: value.shape for name, value in shapes.items()}
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:

@@ -390,8 +390,11 @@ def _claim(
         "pairs": hashlib.sha256(b"".join(np.ascontiguousarray(a) for a in train)).hexdigest(),
     }
     path, wanted = directory / "config.json", json.dumps(run, indent=1)
-    if path.exists() and path.read_text() != wanted:
-        found = json.loads(path.read_text())
+    if path.exists() and path.read_bytes() != wanted.encode():
+        try:
+            found = dict(json.loads(path.read_bytes()))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({error}); remove {directory}, or put the file back") from error
         odd = [f"{name} ({found.get(name)!r}, not {run[name]!r})" for name in run if found.get(name) != run[name]]
         raise ValueError(
             f"directory: {directory} holds a run of another configuration: {'; '.join(odd)}; remove it or name another"

@@ -1,6 +1,7 @@
 """Bad files and full disks: one clear error that names file and cause, or a right result; SECURITY.md's statements."""
 
 import ast
+import dataclasses
 import errno
 import hashlib
 import json
@@ -9,6 +10,7 @@ import re
 import resource
 import subprocess
 import sys
+import time
 import zlib
 from pathlib import Path
 
@@ -299,7 +301,59 @@ def test_a_header_that_asks_for_a_giant_network_is_refused(tmp_path, asked):
         load_weights(path)
 
 
+def test_weights_are_read_only_where_their_shapes_are_right(tmp_path):
+    """A file of holes, 4 GB on no disk: refused by its header."""
+    path, config = tmp_path / "w.safetensors", json.dumps(dataclasses.asdict(network().config))
+    header = {
+        "a": {"dtype": "F32", "shape": [1 << 30], "data_offsets": [0, 1 << 32]},
+        "__metadata__": {"config": config},
+    }
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + (1 << 32))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=r"w\.safetensors.*another architecture"):
+        load_weights(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
+
+
+def test_many_empty_tensors_do_not_build_as_many_blocks(tmp_path):
+    from safetensors.numpy import save
+
+    path = tmp_path / "w.safetensors"
+    config = json.dumps({**dataclasses.asdict(network().config), "blocks": 2000})
+    path.write_bytes(save({f"t{n}": np.zeros(0, np.float32) for n in range(2000)}, {"config": config}))
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=r"w\.safetensors.*another architecture"):
+        load_weights(path)
+    assert time.monotonic() - start < 5
+
+
+def test_a_palette_counts_as_the_colours_it_becomes(tmp_path):
+    Image.new("P", (1000, 1000)).save(tmp_path / "a.png")
+    assert read_micrograph(tmp_path / "a.png", max_bytes=3_000_000).pixels.shape == (1000, 1000, 3)
+    with pytest.raises(ValueError, match=r"a\.png.*max_bytes"):
+        read_micrograph(tmp_path / "a.png", max_bytes=2_999_999)
+
+
+@pytest.mark.parametrize("tags", [{"DateTime": "2024-01-01 10:00"}, {"Software": "Schärfe 2"}, {"DateTime": 7}])
+def test_tags_that_cannot_be_written_are_left_out(tmp_path, tags):
+    pixels = np.zeros((8, 8), np.uint8)
+    write_micrograph(tmp_path / "a.tif", pixels, like=micrographs.Micrograph(pixels=pixels, metadata=tags))
+    found = read_micrograph(tmp_path / "a.tif").metadata
+    assert "DateTime" not in found and found["Software"] == "tifffile.py"
+
+
 # Checkpoints
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b'{"training": ', b"\xff\xfe"])
+def test_a_damaged_note_of_what_is_trained_is_told_by_name(tmp_path, text):
+    train(tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_bytes(text)
+    with pytest.raises(ValueError, match=r"config\.json is damaged|another configuration"):
+        train(tmp_path / "run")
 
 
 def pairs(n=4, seed=0):

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -99,6 +101,47 @@ def test_what_is_refused(denoiser, tmp_path):
     with pytest.raises(ValueError, match="out.png"):
         denoise_large(tmp_path / "text.tif", tmp_path / "out.png", denoiser)
     assert not (tmp_path / "out.tif").exists()
+
+
+def test_damage_is_told_by_name(denoiser, tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", picture((96, 96), np.uint8), tile=(48, 48), compression="zlib")
+    with tifffile.TiffFile(tmp_path / "a.tif") as tif:
+        start = tif.pages[0].dataoffsets[2]
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    data[start : start + 20] = bytes(20)
+    (tmp_path / "a.tif").write_bytes(data)
+    write(tmp_path / "a.zarr", picture((96, 96), np.uint8))
+    chunk = next(path for path in (tmp_path / "a.zarr" / "c").rglob("*") if path.is_file())
+    chunk.write_bytes(chunk.read_bytes()[:9])
+    for name in ("a.tif", "a.zarr"):
+        with pytest.raises(ValueError, match=rf"{name}: rows \d+ to \d+ are damaged"):
+            denoise_large(tmp_path / name, tmp_path / "out.tif", denoiser, progress=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tif", "a.zarr"]
+
+
+def test_a_tile_that_unpacks_to_more_than_its_size_is_refused(denoiser, tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((16, 16), np.uint8), tile=(16, 16), compression="zlib")
+    with tifffile.TiffFile(tmp_path / "a.tif") as tif:
+        page = tif.pages[0]
+        places = {name: page.tags[code].valueoffset for name, code in (("offset", 324), ("count", 325))}
+        order = tif.byteorder
+    bomb = zlib.compress(bytes(300_000_000))
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    data[places["offset"] : places["offset"] + 4] = struct.pack(order + "I", len(data))
+    data[places["count"] : places["count"] + 4] = struct.pack(order + "I", len(bomb))
+    (tmp_path / "a.tif").write_bytes(data + bomb)
+    with pytest.raises(ValueError, match=r"a\.tif.*unpacks to more than its size"):
+        denoise_large(tmp_path / "a.tif", tmp_path / "out.tif", denoiser, progress=False)
+
+
+def test_booleans_are_taken_as_black_and_white(denoiser, tmp_path):
+    image = picture((60, 60), np.uint8) > 128
+    for name, pixels in (("a.zarr", image), ("b.zarr", image.astype(np.uint8) * 255)):
+        write(tmp_path / name, pixels)
+        denoise_large(tmp_path / name, tmp_path / f"of_{name.upper()}", denoiser, progress=False)
+    found, expected = (zarr.open_array(str(tmp_path / f"of_{name}.ZARR"), mode="r")[:] for name in "AB")
+    np.testing.assert_array_equal(found, expected)
+    assert found.dtype == np.uint8
 
 
 def test_a_full_disk_is_told_before_the_work(denoiser, tmp_path, monkeypatch):
