@@ -2,8 +2,8 @@
 
 Makes the pairs in data/shipped/pairs.zarr (real micrographs, found as `mdn.micrographs` finds them), trains in
 data/shipped/run, and writes mdn/weights/denoiser.safetensors after each evaluation that was the best so far.
-`--sitting 1` and then `--sitting 2` go on from the weights in the box, with the recipes of `SITTINGS`; the last one
-also sees `SHARP`, more pairs that keep their edges. `--card` writes the model card from
+`--sitting 1`, then 2 and 3, go on from the weights in the box, with the recipes of `SITTINGS`; from the second on
+they also see `SHARP`, more pairs that keep their edges. `--card` writes the model card from
 benchmarks/results: shipped_weights.json, rivals.json, uncertainty.json.
 """
 
@@ -35,7 +35,8 @@ RECIPE = mdn.TrainingConfig(
     grey_jitter=0.1, dropout_until=0.5, evaluate_every=200,
 )  # fmt: skip
 FURTHER = replace(RECIPE, steps=800, learning_rate=6e-4, clean_share=0.1, dropout_until=0.3)
-SITTINGS = (RECIPE, FURTHER, replace(FURTHER, steps=1400, learning_rate=8e-4, dropout_until=0.0))
+SHARPER = replace(FURTHER, steps=1400, learning_rate=8e-4, dropout_until=0.0)
+SITTINGS = (RECIPE, FURTHER, SHARPER, replace(SHARPER, steps=2000, clean_share=0.15))
 # degraded in space alone, from the runs and regions that PAIRS trains on
 SHARP = replace(PAIRS, n_pairs=1000, n_test=0, n_runs=990, varied=1.0, without=("blend",))
 SEED = 2027
@@ -298,7 +299,7 @@ def card(results: dict, rivals: dict, uncertainty: dict | None = None, borrowed:
             "## Trained on",
             f"Pairs of {PAIRS.shape[0]} x {PAIRS.shape[1]} px: {', '.join(sizes)}; {PAIRS.n_test} more to test; from",
             f"{PAIRS.n_runs} phase-field runs (`{PAIRS}`)."
-            + f" In the last sitting {results.get('sharp')} more, degraded in space alone."
+            + f" In the last sittings {results.get('sharp')} more, degraded in space alone."
             * bool(results.get("sharp")),
             f"Every {CHOSEN_ON}th of the {counts['validation']} validation pairs chose the checkpoint.",
             "Fourier magnitudes and histograms of procedural stand-ins and of:",
@@ -399,7 +400,7 @@ def main() -> None:
         raise SystemExit("the real micrographs could not be had; set MDN_MICROGRAPHS to their folder")
     train, validation = (mdn.load_pairs(directory / "pairs.zarr", split) for split in ("train", "validation"))
     seen = [train]
-    if arguments.sitting == 2:
+    if arguments.sitting >= 2:
         mdn.make_dataset(directory / "sharp.zarr", SHARP, grown=grown, workers=arguments.workers)
         seen.append(mdn.load_pairs(directory / "sharp.zarr", "train"))
     model, sittings, run = mdn.DenoisingNetwork(NETWORK, rngs=nnx.Rngs(SEED)), [], directory / "run"
