@@ -44,7 +44,6 @@ from mdn.micrographs import (
 from mdn.processes import own, together
 from mdn.uncertainty import familiarity, uncertainty_map
 
-SHAPES_KEPT = 8  # compiled networks: each shape has its own, and a folder may hold many
 FEWEST_GRAINS = 50  # of one field, ASTM E112
 LARGEST_ERROR = 10.0  # %, relative accuracy that E112 asks for
 
@@ -256,7 +255,6 @@ def _denoise_share(
 ) -> Iterator[dict]:
     """The records of files that this process denoises."""
     um_per_px, passes = settings["um_per_px"], settings["passes"]
-    shapes = set()
     for path in files:
         target, place, picture = _places(output, path)
         try:
@@ -281,13 +279,9 @@ def _denoise_share(
         else:
             write_whole(picture, drawn)
             record |= {"status": "done", "result": target.name, **numbers}
-            shapes.add((record["height_px"], record["width_px"]))
         if record["status"] == "left out":
             target.unlink(missing_ok=True)
         write_whole(place, json.dumps(record, indent=1).encode())
-        if len(shapes) > SHAPES_KEPT:
-            jax.clear_caches()
-            shapes.clear()
         yield record | {"picture": str(picture)}
 
 

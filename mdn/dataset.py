@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 from mdn import micrographs
 from mdn.defects import KINDS, DefectStrengths
-from mdn.files import sweep
+from mdn.files import beside, sweep
 from mdn.micrographs import load_reference, luminance, region
 from mdn.phase_field import AllenCahn, Grains, grow
 from mdn.processes import in_turn, own, together
@@ -443,14 +443,8 @@ def _grown(config: DatasetConfig, run: int, folder: str | Path | None) -> Grains
     if folder is not None:
         Path(folder).mkdir(parents=True, exist_ok=True)
         part = Path(folder) / f"{name}.{os.getpid()}.part"
-        try:
-            with part.open("wb") as file:
-                np.savez_compressed(file, labels=grains.labels, order=order, scalars=[grains.time, grains.energy])
-            part.replace(Path(folder) / name)
-        except OSError as error:
-            raise OSError(error.errno, f"{Path(folder) / name} is not written: {error.strerror or error}") from error
-        finally:
-            part.unlink(missing_ok=True)
+        with beside(Path(folder) / name, part), part.open("wb") as file:
+            np.savez_compressed(file, labels=grains.labels, order=order, scalars=[grains.time, grains.energy])
     return Grains(grains.labels, order.astype(np.float32), grains.time, grains.energy)
 
 

@@ -31,6 +31,7 @@ SHIPPED = Path(__file__).parent / "weights" / "denoiser.safetensors"
 SIDES = (32, 64, 96, *range(128, 513, 64))  # of grids, in cells: pixels of the feature maps
 LARGEST = SIDES[-1]
 HELD = 16  # tiles whose features are held in memory from block to block
+HELD_STIRRED = 4  # the same under dropout, which moves the weights more than the tiles left out
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,19 @@ class Denoiser:
         self.network, self.metadata = network, metadata or {}
 
     @cached_property
-    def _folded(self):
+    def _network(self) -> DenoisingNetwork:
+        return folded(self.network)
+
+    @cached_property
+    def _parts(self):
         """Graph and state of the network's parts, batch norms folded; a compiled block serves all blocks."""
-        network = folded(self.network)
-        return [nnx.split(part) for part in (network, *network.blocks)]
+        return [nnx.split(part) for part in (self._network, *self._network.blocks)]
+
+    def _stirred(self, key: Array):
+        """Graph and state of the network with dropout; the graph is the same under every key."""
+        network = nnx.view(self._network, deterministic=False)
+        nnx.reseed(network, dropout=key)
+        return nnx.split(network)
 
     @property
     def reach(self) -> int:
@@ -83,6 +93,8 @@ class Denoiser:
         report: Callable[[float], None] | None = None,
         exact: bool = False,
         largest: int = LARGEST,
+        dropout: Array | None = None,
+        limits: tuple[float, float] | None = None,
         out: Float[np.ndarray, "h w"] | None = None,
     ) -> Float[np.ndarray, "h w"]:
         """The network's own intensities in [0, 1] for a luminance in [0, 1], its 1-99 % range stretched first.
@@ -96,6 +108,9 @@ class Denoiser:
                 once a block; else that of `HELD` tiles spread over it, and a tile is gone through once. Images of
                 up to `HELD` tiles (16 megapixels at scale 2) are held in memory, exact and gone through once.
             largest: side of a tile's grid, in cells.
+            dropout: a key, and dropout stays active under it (Eq. 7), as in training; every tile has the same mask.
+                Of several tiles the attention's mean is that of `HELD_STIRRED` of them, taken without dropout.
+            limits: the grey levels to stretch to 0 and 1, where they are known already.
             out: float32 array to write to, a memory map say.
 
         Returns:
@@ -112,7 +127,8 @@ class Denoiser:
         if grey.min() == grey.max():
             output[:] = grey
             return output
-        return _Run(self, grey, largest, report).restored(exact, output)
+        passage = Passage(self, grey, largest=largest, report=report, dropout=dropout, limits=limits)
+        return passage.restored(exact, output)
 
     def __call__(self, image: ArrayLike, *, match_histogram: bool = True) -> np.ndarray:
         """Denoise a micrograph.
@@ -152,13 +168,23 @@ def finished(image: np.ndarray, clean: Float[np.ndarray, "h w"], dtype, levels: 
     return from_float(with_luminance(to_float(image), clean) if image.ndim == 3 else clean, dtype, levels)
 
 
-class _Run:
-    """One image on its way through the network."""
+class Passage:
+    """One image on its way through the network, tile by tile; arguments as of `Denoiser.restore`."""
 
-    def __init__(self, denoiser: Denoiser, grey: np.ndarray, largest: int, report: Callable[[float], None] | None):
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        grey: Float[np.ndarray, "h w"],
+        *,
+        largest: int = LARGEST,
+        report: Callable[[float], None] | None = None,
+        dropout: Array | None = None,
+        limits: tuple[float, float] | None = None,
+    ):
         self.network, self.grey, self.report = denoiser.network, grey, report or (lambda share: None)
-        self.whole, *self.blocks = denoiser._folded
-        self.scale, self.limits = self.network.config.scale, stretch_limits(grey)
+        self.whole, *self.blocks = denoiser._parts
+        self.stirred = None if dropout is None else denoiser._stirred(dropout)
+        self.scale, self.limits = self.network.config.scale, limits or stretch_limits(grey)
         self.shape = tuple(-(-n // self.scale) for n in grey.shape)
         self.tiles = tiles(self.shape, denoiser.reach, largest)
         one = jnp.ones((1, self.network.config.width))
@@ -170,18 +196,20 @@ class _Run:
         """The result, written to `output`; of several tiles the attention's weights first, block by block."""
         count, n = len(self.tiles), len(self.blocks)
         missing = n + 1 - len(self.weights) if count > 1 else 0
-        hold = count <= HELD or not exact
-        chosen = range(count) if exact or count <= HELD else [i * (count - 1) // (HELD - 1) for i in range(HELD)]
+        hold, some = count <= HELD or not exact, HELD if self.stirred is None else HELD_STIRRED
+        chosen = range(count) if exact or count <= some else [i * (count - 1) // (some - 1) for i in range(some)]
         self.work = count + (len(chosen) * missing if hold else count * missing * (missing + 1) // 2)
         cells = sum(math.prod(c.stop - c.start for c in self.tiles[i].core) for i in chosen)
         for block in self.blocks[:missing]:
             self.weights.append(_gated(*block, sum(self.features(i, hold)[1] for i in chosen), cells))
+        if self.stirred is not None:
+            self.held.clear()  # features of before dropout
         for i, tile in enumerate(self.tiles):
             inside = self.bounds(tile)[0]
             if i in self.held:
                 image = _decode(*self.whole, self.held.pop(i)[0], self.weights[-1], inside)
             else:
-                image = _restore(*self.whole, self.seen(tile), self.weights, inside)
+                image = _restore(*(self.stirred or self.whole), self.seen(tile), self.weights, inside)
             (rows, columns), s = tile.core, self.scale
             part = output[rows.start * s : rows.stop * s, columns.start * s : columns.stop * s]
             top, left = ((c.start - start) * s for c, start in zip(tile.core, tile.start, strict=True))
@@ -229,8 +257,8 @@ class _Run:
         return image[None, :, :, None]
 
 
-def _within(bounds: Int[Array, "2 2"], shape: tuple[int, int]) -> Float[Array, "1 _h _w 1"]:
-    """1 within the bounds, 0 elsewhere."""
+def within(bounds: Int[Array, "2 2"], shape: tuple[int, int]) -> Float[Array, "1 _h _w 1"]:
+    """1 within the bounds, each axis's first and last, on a grid of `shape`; 0 elsewhere."""
     rows, columns = ((jnp.arange(n) >= b[0]) & (jnp.arange(n) < b[1]) for n, b in zip(shape, bounds, strict=True))
     return (rows[:, None] & columns[None, :]).astype(jnp.float32)[None, :, :, None]
 
@@ -241,26 +269,27 @@ def _restore(graph, state, image, weights, inside):
     a fifth of it to lay out. Where the weights of a block are missing, the tile is the image and tells them."""
     network = nnx.merge(graph, state)
     shape, s = image.shape[1:3], network.config.scale
-    within = _within(inside, (shape[0] // s, shape[1] // s))
-    x, y = network.encode(image, within), weights[0]
+    mask = within(inside, (shape[0] // s, shape[1] // s))
+    x = network.encode(image, mask) * weights[0][:, None, None, :]
     for number, block in enumerate(network.blocks, 1):
-        x = block.residual(x * y[:, None, None, :], within)
-        y = weights[number] if number < len(weights) else block.attention.gated(x.sum((1, 2)) / within.sum())
-    return network.decode(x * y[:, None, None, :], shape, within)[0, :, :, 0]
+        x = block.residual(x, mask)
+        y = weights[number] if number < len(weights) else block.attention.gated(x.sum((1, 2)) / mask.sum())
+        x = block.dropout(x * y[:, None, None, :])
+    return network.decode(x, shape, mask)[0, :, :, 0]
 
 
 @partial(jax.jit, static_argnums=0)
 def _encode(graph, state, image, inside):
     network = nnx.merge(graph, state)
     s = network.config.scale
-    return network.encode(image, _within(inside, (image.shape[1] // s, image.shape[2] // s)))
+    return network.encode(image, within(inside, (image.shape[1] // s, image.shape[2] // s)))
 
 
 @partial(jax.jit, static_argnums=0)
 def _residual(graph, state, x, y, inside, core):
     """x_res of a block from the one before and its weights, x_att = x_res y (Eqs. 4, 6), and its sum for Eq. 5."""
-    x = nnx.merge(graph, state).residual(x * y[:, None, None, :], _within(inside, x.shape[1:3]))
-    return x, (x * _within(core, x.shape[1:3])).sum(2).sum(1)
+    x = nnx.merge(graph, state).residual(x * y[:, None, None, :], within(inside, x.shape[1:3]))
+    return x, (x * within(core, x.shape[1:3])).sum(2).sum(1)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -273,7 +302,7 @@ def _gated(graph, state, total, cells):
 def _decode(graph, state, x, y, inside):
     network = nnx.merge(graph, state)
     shape = tuple(n * network.config.scale for n in x.shape[1:3])
-    return network.decode(x * y[:, None, None, :], shape, _within(inside, x.shape[1:3]))[0, :, :, 0]
+    return network.decode(x * y[:, None, None, :], shape, within(inside, x.shape[1:3]))[0, :, :, 0]
 
 
 def load_denoiser(path: str | Path | None = None) -> Denoiser:

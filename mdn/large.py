@@ -6,6 +6,7 @@ What the whole image decides is decided for all of it: one stretch, one set of c
 from __future__ import annotations
 
 import dataclasses
+import glob
 import math
 import os
 import tempfile
@@ -19,6 +20,7 @@ import zarr
 from jaxtyping import Float, Int
 from tqdm.auto import tqdm
 
+from mdn.files import beside, sweep
 from mdn.inference import Denoiser, finished, load_denoiser
 from mdn.micrographs import (
     KEPT_TAGS,
@@ -34,6 +36,7 @@ from mdn.micrographs import (
 
 BAND = 512  # rows; also the side of the tiles that are written
 LEVELS = 1 << 20  # greys that the histograms tell apart
+LARGEST_STRIP = 1 << 28  # bytes of a compressed strip or tile, which is unpacked whole
 TAKEN = "accepted: a TIFF, uncompressed or deflate, or a Zarr array (version 3); grey [H, W] or colour [H, W, 3]"
 
 
@@ -49,10 +52,13 @@ def denoise_large(
 ) -> None:
     """Denoise a micrograph that need not fit in memory.
 
-    Where `exact`, the result is that of `Denoiser.__call__` to 1e-4 of the grey range; the matching tells a million
-    greys apart, and where they are rare a pixel may differ by more. Beside the target it takes eight bytes a pixel
-    of scratch; memory takes some four a pixel at one time, and a gigabyte for the tiles. A chunk that a Zarr array
-    does not hold is its fill value, as Zarr has it; only chunks with a checksum codec show a flipped byte.
+    An uncompressed TIFF is read as it lies on disk; of others, and of Zarr arrays, a strip, tile or chunk is unpacked
+    whole, which must not be larger than `LARGEST_STRIP`. The result is written in tiles.
+
+    Where `exact`, it is that of `Denoiser.__call__` to 1e-4 of the grey range; the matching tells a million greys
+    apart, and where they are rare a pixel may differ by more. Beside the target it takes eight bytes a pixel of
+    scratch; memory holds a band and the tiles at hand, some two gigabytes whatever the image's size. A chunk that a
+    Zarr array does not hold is its fill value, as Zarr has it; only chunks with a checksum codec show a flipped byte.
 
     Args:
         source: a TIFF of one page, or a folder that holds a Zarr array, of the dtypes that `read_micrograph` takes.
@@ -76,6 +82,7 @@ def denoise_large(
         raise ValueError(f"target: {target}; accepted: a .tif, a .tiff, or a .zarr that is not there yet")
     check_calibration(um_per_px)
     denoiser = denoiser or load_denoiser()
+    sweep(target.resolve().parent.glob(f".{glob.escape(target.name)}.*"))
     with (
         _opened(source) as (image, like),
         tempfile.TemporaryDirectory(dir=target.resolve().parent, prefix=f".{target.name}.") as folder,
@@ -87,10 +94,17 @@ def denoise_large(
         grey, clean = (_scratch(Path(folder) / name, image.shape[:2]) for name in ("grey", "clean"))
         for rows in _bands(image.shape[0]):
             grey[rows] = luminance(scale(image[rows]))
-        denoiser.restore(grey, report=lambda share: bar.update(100 * share - bar.n), exact=exact, out=clean)
+        levels = _levels(grey, (0.0, 1.0))
+        denoiser.restore(
+            grey,
+            report=lambda share: bar.update(100 * share - bar.n),
+            exact=exact,
+            limits=_percentiles(levels, (0.01, 0.99)),
+            out=clean,
+        )
         if match_histogram:
             ends = float(clean.min()), float(clean.max())
-            curve = _matching(_levels(clean, ends), _levels(grey, (0.0, 1.0)))
+            curve = _matching(_levels(clean, ends), levels)
             for rows in _bands(len(clean)):
                 clean[rows] = curve[_level(clean[rows], ends)]
         result = (
@@ -98,15 +112,21 @@ def denoise_large(
             for rows in _bands(image.shape[0])
         )
         part, write = Path(folder) / f"result{suffix}", _write_zarr if suffix == ".zarr" else _write_tiles
-        try:
+        with beside(target, part):
             write(part, result, image.shape, image.dtype, like)
-            os.replace(part, target)
-        except OSError as error:  # a full disk does not say which file it was
-            raise OSError(error.errno, f"{target} is not written: {error.strerror or error}") from error
 
 
 def _bands(height: int) -> Iterator[slice]:
     return (slice(a, min(a + BAND, height)) for a in range(0, height, BAND))
+
+
+def _chunked(store, **options) -> zarr.Array:
+    """An array to slice whose chunks (a TIFF's strips or tiles) are unpacked whole when a band touches them."""
+    image = zarr.open_array(store, mode="r", **options)
+    size = math.prod(image.chunks) * image.dtype.itemsize
+    if size > LARGEST_STRIP:
+        raise ValueError(f"strips, tiles or chunks of {size:,} bytes; accepted: {LARGEST_STRIP:,} at most")
+    return image
 
 
 @contextmanager
@@ -117,7 +137,7 @@ def _opened(path: Path):
     tif = None
     try:
         if path.is_dir():
-            image = zarr.open_array(str(path), mode="r", zarr_format=3)
+            image = _chunked(str(path), zarr_format=3)
             check_calibration(image.attrs.get("um_per_px"))
             like = Micrograph(pixels=np.empty(0), um_per_px=image.attrs.get("um_per_px"), metadata=dict(image.attrs))
         else:
@@ -126,7 +146,7 @@ def _opened(path: Path):
             check_tiff(tif, page, max_bytes=None)
             if page.photometric.name not in ("MINISBLACK", "RGB") or len(tif.pages) > 1 or page.axes.startswith("S"):
                 raise ValueError(f"{page.photometric.name}, {len(tif.pages)} pages, axes {page.axes}")
-            image = zarr.open_array(page.aszarr(), mode="r")
+            image = tifffile.memmap(path, page=0, mode="r") if page.is_memmappable else _chunked(page.aszarr())
             metadata = {"description": page.description, "n_pages": 1, "shape": image.shape}
             metadata |= {tag: page.tags[tag].value for tag in KEPT_TAGS if tag in page.tags}
             um_per_px = tiff_calibration(tif, page)
@@ -149,11 +169,11 @@ class _Source:
 
     def __init__(self, image, path: Path):
         self.image, self.path, self.shape = image, path, image.shape
-        self.dtype = np.dtype(np.uint8) if image.dtype == np.bool_ else image.dtype
+        self.dtype = np.dtype(np.uint8) if image.dtype == np.bool_ else image.dtype.newbyteorder("=")
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         try:
-            band = self.image[rows]
+            band = np.asarray(self.image[rows]).astype(self.image.dtype.newbyteorder("="), copy=False)
         except Exception as error:  # decoders raise a dozen kinds
             raise ValueError(f"{self.path}: rows {rows.start} to {rows.stop - 1} are damaged ({error})") from error
         return from_float(band, np.uint8) if band.dtype == np.bool_ else band
@@ -202,6 +222,14 @@ def _level(image: Float[np.ndarray, "h w"], ends: tuple[float, float]) -> Int[np
 def _levels(image: Float[np.ndarray, "h w"], ends: tuple[float, float]) -> Int[np.ndarray, " n"]:
     """Pixels of each level."""
     return sum(np.bincount(_level(image[rows], ends).ravel(), minlength=LEVELS) for rows in _bands(len(image)))
+
+
+def _percentiles(levels: Int[np.ndarray, " n"], shares: tuple[float, ...]) -> tuple[float, ...]:
+    """As of `np.percentile`, to a millionth of the grey range, from counts: no copy of the image is sorted."""
+    up_to = np.cumsum(levels)
+    places = np.array(shares) * (up_to[-1] - 1)
+    low, high = (np.searchsorted(up_to, rank, side="right") for rank in (np.floor(places), np.ceil(places)))
+    return tuple(((low + places % 1 * (high - low)) / (LEVELS - 1)).tolist())
 
 
 def _matching(clean: Int[np.ndarray, " n"], grey: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:

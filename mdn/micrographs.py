@@ -17,7 +17,7 @@ import uuid
 import warnings
 import xml.etree.ElementTree as ElementTree
 import zlib
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path
 from urllib.parse import urljoin
@@ -28,6 +28,8 @@ import requests
 import tifffile
 from jaxtyping import Bool, Float
 from PIL import Image, ImageOps, PngImagePlugin
+
+from mdn.files import beside
 
 ACCEPTED = (
     "TIFF (8 or 16 bit unsigned, or float), PNG (8 bit, or 16 bit grey) or JPEG, "
@@ -47,6 +49,7 @@ UNIT_UM = {
     "mm": 1e3,
     "cm": 1e4,
 }
+UM_PER_PX = (1e-5, 1e6)  # sizes of a pixel that can be meant: a tenth of an atom, a metre
 COARSEST_UM = 10.0  # a resolution coarser than this is a screen's or a printer's, no microscope's
 SPLITS = {"train": (0.0, 0.5), "validation": (0.5, 0.75), "test": (0.75, 1.0)}
 MAX_BYTES = 400_000_000  # decoded; reading takes some five times that at its worst (Pillow, in colour)
@@ -69,8 +72,9 @@ def check_calibration(um_per_px) -> None:
     Raises:
         ValueError: telling what was given and what is accepted.
     """
-    if um_per_px is not None and not (isinstance(um_per_px, Real) and np.isfinite(um_per_px) and um_per_px > 0):
-        raise ValueError(f"um_per_px: {um_per_px!r}; accepted: um per pixel, finite, above 0, or None")
+    low, high = UM_PER_PX
+    if um_per_px is not None and not (isinstance(um_per_px, Real) and low <= um_per_px <= high):
+        raise ValueError(f"um_per_px: {um_per_px!r}; accepted: um per pixel from {low:g} to {high:g}, or None")
 
 
 def check_image(image, name: str = "image", color: bool = True) -> np.ndarray:
@@ -253,9 +257,10 @@ def tiff_calibration(tif: tifffile.TiffFile, page: tifffile.TiffPage) -> float |
     """um per pixel, as `read_micrograph` takes it from a TIFF's tags."""
     x, y = ((page.tags[tag].value if tag in page.tags else (0, 1)) for tag in ("XResolution", "YResolution"))
     x, y = (a / b if b else 0.0 for a, b in (x, y))  # pixels a unit
-    if tif.is_ome:
+    if tif.is_ome and "PhysicalSize" in tif.ome_metadata:
         pixels = ElementTree.fromstring(tif.ome_metadata).find(".//{*}Pixels")
-        sizes = [(pixels.get(f"PhysicalSize{a}", 0), pixels.get(f"PhysicalSize{a}Unit", "µm")) for a in "XY"]
+        known = {} if pixels is None else pixels
+        sizes = [(known.get(f"PhysicalSize{a}", 0), known.get(f"PhysicalSize{a}Unit", "µm")) for a in "XY"]
         return _calibration(*(float(size) * UNIT_UM.get(unit, 0.0) for size, unit in sizes))
     unit = (tif.imagej_metadata or {}).get("unit") if tif.is_imagej else None
     if unit is not None:
@@ -327,15 +332,8 @@ def write_micrograph(path: str | os.PathLike, pixels: np.ndarray, like: Microgra
         )
     check_calibration(like and like.um_per_px)
     like, write = like or Micrograph(pixels=pixels), _write_tiff if suffix.startswith(".t") else _write_pillow
-    partial = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.part{suffix}")
-    try:
-        write(partial, pixels, like)
-        os.replace(partial, path)
-    except OSError as error:  # a full disk does not say which file it was
-        raise OSError(error.errno, f"{path} is not written: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()
+    with beside(path, path.with_name(f".{path.stem}.{uuid.uuid4().hex}.part{suffix}")) as part:
+        write(part, pixels, like)
 
 
 def _write_tiff(path: Path, pixels: np.ndarray, like: Micrograph) -> None:
@@ -348,8 +346,11 @@ def tiff_tags(shape: tuple[int, ...], like: Micrograph) -> dict:
     same = (known.get("n_pages"), known.get("shape"), known.get("um_per_px")) == (1, shape, um_per_px)
     text = str(known.get("description", ""))
     tags = {"metadata": None, "photometric": "rgb" if len(shape) == 3 else "minisblack"}
-    if not same and text.lstrip().startswith(("<", "{", "ImageJ=")):
-        text = ""  # OME or ImageJ would go on speaking of the other pages or of the other scale
+    ome, imagej = text.rstrip().endswith("OME>"), text.lstrip().startswith("ImageJ=")
+    others = (known.get("n_pages"), known.get("shape")) != (1, shape)
+    scaled = (ome and "PhysicalSize" in text) or (imagej and "unit=" in text)
+    if (scaled and not same) or (others and (ome or imagej or text.startswith('{"shape"'))):
+        text = ""  # it would go on speaking of the other pages or of the other scale
     if same and "XResolution" in known and "YResolution" in known:
         tags |= {
             "resolution": (known["XResolution"], known["YResolution"]),

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mdn.files import write_whole
+from mdn.files import beside, write_whole
 
 STATES = ("before", "after")
 MEASURED = {  # column and what the report calls it
@@ -20,6 +20,7 @@ MEASURED = {  # column and what the report calls it
     "g_high": "95 % high",
     "ra_percent": "%RA",
     "intercept_um": "mean intercept (µm)",
+    "intercept_px": "mean intercept (px)",
     "n_grains": "grains",
     "n_intercepts": "intercepts",
 }
@@ -75,13 +76,8 @@ def write_report(records: Sequence[dict], path: str | os.PathLike, *, notes: str
     Whatever comes from a file is escaped. Pictures are read one at a time. notes: a sentence under the title.
     """
     path = Path(path)
-    part = path.with_name(f".{uuid.uuid4().hex}.part")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            file.writelines(_report(records, notes))
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with beside(path, path.with_name(f".{uuid.uuid4().hex}.part")) as part, part.open("w", encoding="utf-8") as file:
+        file.writelines(_report(records, notes))
 
 
 def _report(records: Sequence[dict], notes: str) -> Iterator[str]:
@@ -130,8 +126,7 @@ def _section(number: int, record: dict) -> Iterator[str]:
     if record["warnings"]:
         words = (f"<p>{html.escape(text)}</p>" for text in record["warnings"].values())
         yield f'<div class="warn">{"".join(words)}</div>'
-    names = {"intercept_px": "mean intercept (px)"} if not scale else {}
-    names = {k: v for k, v in (MEASURED | names).items() if any(k in record.get(state, {}) for state in STATES)}
+    names = {k: v for k, v in MEASURED.items() if any(k in record.get(state, {}) for state in STATES)}
     yield f"<table><tr><th>{''.join(f'<th>{name}' for name in names.values())}"
     for state in STATES:
         size = record.get(state, {})

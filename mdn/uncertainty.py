@@ -10,23 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from mdn.inference import Denoiser
+from mdn.inference import Denoiser, Passage, within
 from mdn.micrographs import check_image, luminance
-from mdn.network import DenoisingNetwork, stretch
+from mdn.network import DenoisingNetwork
 
 SYMMETRIES = [(turn, mirrored) for turn in (0, 2, 1, 3) for mirrored in (False, True)]  # the first four keep the shape
 SHARES = tuple(np.arange(0, 1, 0.05).round(2).tolist())  # of the pixels that `sparsification` removes
-
-
-@partial(jax.jit, static_argnums=0)
-def _forward(graph, state, key: Array, image: Float[Array, "h w"]) -> Float[Array, "h w"]:
-    network = nnx.merge(graph, state)
-    nnx.reseed(network, dropout=key)
-    return network(image[None, :, :, None])[0, :, :, 0]
 
 
 def restorations(
@@ -46,7 +39,7 @@ def restorations(
         denoiser: as of `load_denoiser`.
         image: a micrograph, [H, W] or [H, W, 3].
         key: of the dropout masks.
-        passes: forward passes; up to four do not turn the image by 90 degrees and so compile once.
+        passes: forward passes; up to four do not turn the image by 90 degrees.
         dropout: whether dropout is active.
         symmetries: whether the image is turned and mirrored, another of the eight ways each pass.
 
@@ -60,13 +53,11 @@ def restorations(
     """
     if passes < 2:
         raise ValueError(f"passes must be at least 2, got {passes!r}")
-    seen = stretch(luminance(check_image(image)))
-    graph, state = nnx.split(nnx.view(denoiser.network, deterministic=not dropout, use_running_average=True))
-    outputs = []
+    grey, outputs = luminance(check_image(image)), []
     for number in range(passes):
         turn, mirrored = SYMMETRIES[number % 8] if symmetries else (0, False)
-        turned = np.rot90(seen[:, ::-1] if mirrored else seen, turn)
-        output = np.asarray(_forward(graph, state, jax.random.fold_in(key, number), np.ascontiguousarray(turned)))
+        turned = np.rot90(grey[:, ::-1] if mirrored else grey, turn)
+        output = denoiser.restore(turned, dropout=jax.random.fold_in(key, number) if dropout else None)
         output = np.rot90(output, -turn)
         outputs.append(output[:, ::-1] if mirrored else output)
     return np.stack(outputs)
@@ -189,23 +180,40 @@ LEAST = 0.05  # spread of a feature: one that never varied is not infinitely far
 KEPT_BELOW = 98  # %, of the training images
 
 
-def _pooled(network: DenoisingNetwork, image: Float[np.ndarray, "h w"]) -> Float[np.ndarray, " c"]:
+def _pooled(denoiser: Denoiser, image: Float[np.ndarray, "h w"]) -> Float[np.ndarray, " c"]:
     """Log of each channel's spread over the image, of x_1 (Eq. 3) and of its means over blocks.
 
     Spreads at two scales say how much texture there is of which size and direction, whatever the image's size.
     """
-    graph, state = nnx.split(nnx.view(network, deterministic=True, use_running_average=True))
-    return np.asarray(_spreads(graph, state, stretch(image)), np.float64)
+    way = Passage(denoiser, image)
+    parts = [_moments(*way.whole, way.seen(tile), *way.bounds(tile)) for tile in way.tiles]
+    count, mean, variance = (np.array(values, np.float64) for values in zip(*parts, strict=True))
+    share = (count / count.sum(0))[..., None]
+    variance = (share * (variance + (mean - (share * mean).sum(0)) ** 2)).sum(0)
+    return np.log(np.sqrt(variance) + FLOOR).ravel()
 
 
 @partial(jax.jit, static_argnums=0)
-def _spreads(graph, state, image: Float[Array, "h w"]) -> Float[Array, " c"]:
+def _moments(graph, state, image: Float[Array, "1 h w 1"], inside: Int[Array, "2 2"], core: Int[Array, "2 2"]):
+    """Count, mean and variance of x_1 over a tile's core, cell by cell and in blocks: [2], [2, c] and [2, c]."""
     network = nnx.merge(graph, state)
-    x = network.encode(image[None, :, :, None])[0]
+    s = network.config.scale
+    x = network.encode(image, within(inside, (image.shape[1] // s, image.shape[2] // s)))[0]
+    x = jnp.roll(x, -core[:, 0], (0, 1))
+    found = [_masked(x, core[:, 1] - core[:, 0])]
+    n = max(2, COARSE // s)
     h, w, c = x.shape
-    n = min(max(2, COARSE // network.config.scale), h, w)
     blocks = x[: h // n * n, : w // n * n].reshape(h // n, n, w // n, n, c).mean((1, 3))
-    return jnp.log(jnp.concatenate([x.std((0, 1)), blocks.std((0, 1))]) + FLOOR)
+    found.append(_masked(blocks, (core[:, 1] - core[:, 0]) // n))
+    return tuple(jnp.stack(each) for each in zip(*found, strict=True))
+
+
+def _masked(x: Float[Array, "h w c"], size: Int[Array, " 2"]):
+    """Count, mean and variance over the first rows and columns."""
+    mask = within(jnp.stack([jnp.zeros_like(size), size], 1), x.shape[:2])[0]
+    count = jnp.maximum(mask.sum(), 1.0)
+    mean = (x * mask).sum((0, 1), keepdims=True) / count
+    return count, mean[0, 0], ((x - mean) ** 2 * mask).sum((0, 1)) / count
 
 
 def _fit(pooled: Float[np.ndarray, "n c"]) -> dict[str, np.ndarray]:
@@ -249,7 +257,8 @@ def training_statistics(network: DenoisingNetwork, images: Float[np.ndarray, "n 
     """
     if len(images) < 2:
         raise ValueError(f"images must be two or more, got {len(images)}")
-    pooled = np.stack([_pooled(network, image) for image in images])
+    denoiser = Denoiser(network)
+    pooled = np.stack([_pooled(denoiser, image) for image in images])
     fold = np.arange(len(pooled)) % min(5, len(pooled))
     apart = np.concatenate([_distance(_fit(pooled[fold != f]), pooled[fold == f]) for f in range(fold.max() + 1)])
     known = {name: value.round(4).tolist() for name, value in _fit(pooled).items()}
@@ -272,5 +281,5 @@ def familiarity(denoiser: Denoiser, image: ArrayLike) -> Familiarity:
     known = denoiser.metadata.get("training_statistics")
     if known is None or "axes" not in known:
         raise ValueError("denoiser: its weights carry no training statistics to compare the image with")
-    pooled = _pooled(denoiser.network, luminance(check_image(image)))
+    pooled = _pooled(denoiser, luminance(check_image(image)))
     return Familiarity(float(_distance(known, pooled[None])[0]), known["limit"])

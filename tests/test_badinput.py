@@ -4,14 +4,17 @@ import ast
 import dataclasses
 import errno
 import hashlib
+import io
 import json
 import os
 import re
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 import zlib
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -32,6 +35,7 @@ from mdn.files import sweep
 from mdn.inference import Denoiser, load_denoiser
 from mdn.micrographs import from_float, grey_range, read_micrograph, to_float, write_micrograph
 from mdn.network import DenoisingNetwork, NetworkConfig, load_weights, read_metadata, save_weights
+from mdn.report import write_report, write_table
 from mdn.training import TrainingConfig, fit
 
 ROOT = Path(__file__).parent.parent
@@ -446,8 +450,22 @@ def test_only_what_nobody_writes_any_more_is_swept_away(tmp_path):
     for name in ("old.part", "new.part", "whole"):
         (tmp_path / name).write_text("")
     os.utime(tmp_path / "old.part", (0, 0))
+    for folder, age in (("old.folder.part", 0), ("new.folder.part", time.time())):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "scratch").write_text("")
+        os.utime(tmp_path / folder / "scratch", (age, age))  # a folder's own time does not tell of writing in it
+        os.utime(tmp_path / folder, (0, 0))
     sweep(tmp_path.glob("*.part"))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["new.part", "whole"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["new.folder.part", "new.part", "whole"]
+
+
+def test_bytes_are_on_the_disk_before_a_file_is_in_its_place(tmp_path, monkeypatch):
+    """Or a power cut could leave an empty file under the right name."""
+    path, told = tmp_path / "w.safetensors", []
+    sync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: told.append((path.exists(), os.fstat(file).st_size)) or sync(file))
+    save_weights(path, network())
+    assert told == [(False, path.stat().st_size)]
 
 
 # Pairs
@@ -525,21 +543,25 @@ def small(path):
         "tif": lambda: write_micrograph(path / "a.tif", np.zeros((300, 300), np.uint8)),
         "png": lambda: write_micrograph(path / "a.png", RNG.integers(0, 255, (300, 300), dtype=np.uint8)),
         "weights": lambda: save_weights(path / "w.safetensors", network()),
+        "report": lambda: write_report([], path / "r.html", notes="all " * 999),
+        "table": lambda: write_table([LEFT_OUT] * 99, path / "t.csv"),
         "checkpoint": lambda: train(path / "run"),
     }
 
 
 RNG = np.random.default_rng(0)
+LEFT_OUT = {"file": "a.tif", "status": "left out", "reason": "no micrograph to be read " * 9, "warnings": {}}
+KINDS = ["tif", "png", "weights", "report", "table", "checkpoint"]
 
 
-@pytest.mark.parametrize("kind", ["tif", "png", "weights", "checkpoint"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_full_disk_is_told_by_name_and_leaves_nothing_half_written(tmp_path, kind):
     """A limit on the size of files stands for the disk: what the system answers comes from the system."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     train(tmp_path / "warm")  # compiled, and its cache written, before the limit
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
-        with pytest.raises(OSError, match=rf"{tmp_path}/(a|w|run)"):
+        with pytest.raises(OSError, match=rf"{tmp_path}/(a|w|r|t|run)"):
             small(tmp_path)[kind]()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -548,12 +570,36 @@ def test_a_full_disk_is_told_by_name_and_leaves_nothing_half_written(tmp_path, k
     small(tmp_path)[kind]()  # with room again it goes on
 
 
-@pytest.mark.parametrize("kind", ["tif", "png", "weights", "checkpoint"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_folder_that_takes_no_files_is_told_by_name(tmp_path, kind):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(OSError, match=rf"{tmp_path}/file"):
         small(tmp_path / "file")[kind]()
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@contextmanager
+def read_only():
+    """A folder that may be looked into and not written to, and a user for whom that holds: root is let everywhere."""
+    with tempfile.TemporaryDirectory() as folder:  # whose parents any user may pass through
+        Path(folder).chmod(0o555)
+        root = os.geteuid() == 0
+        if root:
+            os.seteuid(65534)
+        try:
+            yield Path(folder)
+        finally:
+            if root:
+                os.seteuid(0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_read_only_folder_is_told_by_name(kind, tmp_path):
+    small(tmp_path)[kind]()  # what is imported and compiled for it is root's
+    with read_only() as folder:
+        with pytest.raises(OSError, match=rf"{folder}/(a|w|r|t|run)|{folder}'?$"):
+            small(folder)[kind]()
+        assert not list(folder.iterdir())
 
 
 def test_a_checkpoint_on_a_disk_that_fills_up_leaves_the_one_before(tmp_path, monkeypatch):
@@ -711,6 +757,40 @@ def test_security_a_redirect_away_from_https_is_not_followed(onwards):
             micrographs._https_alone(response, timeout=1)
     else:
         micrographs._https_alone(response)
+
+
+def test_security_a_download_stops_at_a_redirect_away_from_https(tmp_path, monkeypatch):
+    """Through all of requests and pooch, but for what would go over the wire."""
+    asked = []
+
+    def send(self, request, **_):
+        asked.append(request.url)
+        response = requests.Response()
+        response.status_code, response.url, response.request = 302, request.url, request
+        response.headers["location"], response.raw = "http://example.org/a.tif", io.BytesIO()
+        return response
+
+    monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", send)
+    monkeypatch.setattr(micrographs, "_answers", lambda host: True)
+    monkeypatch.setattr(micrographs.pooch, "os_cache", lambda _: tmp_path)
+    path, reason = micrographs._fetch(source("https://example.org/redirected.tif"))
+    assert path is None and "no https address" in reason
+    assert asked == ["https://example.org/redirected.tif"] and not list(tmp_path.iterdir())
+
+
+NETS = {"requests", "urllib", "urllib3", "http", "httpx", "aiohttp", "ftplib", "socket", "pooch", "websockets"}
+
+
+def test_security_one_module_alone_can_reach_the_network():
+    """By what is imported; taking an address apart, as urllib.parse does, reaches nothing."""
+    found = set()
+    for path, tree in code():
+        for node in ast.walk(tree):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names = [name for name in names if name != "urllib.parse"]
+            found |= {path.name for name in names if name.split(".")[0] in NETS}
+    assert found - {"distributed.py"} == {"micrographs.py"}  # the former looks for a free port, on this machine
 
 
 def test_security_other_bytes_than_registered_are_refused(tmp_path, monkeypatch):

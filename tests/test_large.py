@@ -3,6 +3,7 @@
 import errno
 import os
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -142,6 +143,67 @@ def test_booleans_are_taken_as_black_and_white(denoiser, tmp_path):
     found, expected = (zarr.open_array(str(tmp_path / f"of_{name}.ZARR"), mode="r")[:] for name in "AB")
     np.testing.assert_array_equal(found, expected)
     assert found.dtype == np.uint8
+
+
+class Same(inference.Denoiser):
+    """Gives an image back: the memory that is taken is then the reading's and writing's own."""
+
+    def __init__(self):
+        pass
+
+    def restore(self, grey, *, out, **_):
+        out[:] = grey
+
+
+@pytest.mark.parametrize("kind", ["plain", "big-endian", "strips", "tiles", "zarr"])
+def test_memory_holds_bands_not_the_image(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(large, "LEVELS", 1 << 12)
+    image = np.tile(picture((64, 2000), np.uint16), (40, 1))
+    source = tmp_path / ("a.zarr" if kind == "zarr" else "a.tif")
+    if kind == "zarr":
+        zarr.create_array(str(source), shape=image.shape, chunks=(64, 500), dtype=image.dtype)[:] = image
+    else:
+        options = {
+            "plain": {}, "big-endian": {"byteorder": ">"}, "strips": {"compression": "zlib", "rowsperstrip": 32},
+            "tiles": {"compression": "zlib", "tile": (64, 64)},
+        }[kind]  # fmt: skip
+        tifffile.imwrite(source, image, photometric="minisblack", **options)
+    denoise_large(source, tmp_path / "warm.tif", Same(), progress=False)
+    tracemalloc.start()
+    denoise_large(source, tmp_path / "b.tif", Same(), progress=False)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < image.nbytes / 2, f"{peak:,} of {image.nbytes:,}"
+    np.testing.assert_allclose(tifffile.imread(tmp_path / "b.tif"), image, atol=100)  # 4,096 greys
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.zarr"])
+def test_a_chunk_that_would_be_unpacked_whole_is_refused(denoiser, tmp_path, monkeypatch, name):
+    image = picture((100, 100), np.uint8)
+    if name == "a.tif":
+        tifffile.imwrite(tmp_path / name, image, compression="zlib", rowsperstrip=100)
+    else:
+        write(tmp_path / name, image)
+    monkeypatch.setattr(large, "LARGEST_STRIP", 9_999)
+    with pytest.raises(ValueError, match=rf"{name}.*10,000 bytes; accepted: 9,999 at most"):
+        denoise_large(tmp_path / name, tmp_path / "b.tif", denoiser, progress=False)
+    monkeypatch.setattr(large, "LARGEST_STRIP", 10_000)
+    denoise_large(tmp_path / name, tmp_path / "b.tif", denoiser, progress=False)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_percentiles_are_those_of_the_sorted_image(dtype):
+    grey = mdn.micrographs.to_float(picture((300, 200), dtype))
+    found = large._percentiles(large._levels(grey, (0.0, 1.0)), (0.01, 0.99))
+    np.testing.assert_allclose(found, np.percentile(grey, (1, 99)), atol=1e-6)
+
+
+def test_a_zarr_of_version_2_is_not_opened(denoiser, tmp_path):
+    """It knows a codec that unpickles."""
+    image = zarr.create_array(str(tmp_path / "a.zarr"), shape=(40, 40), dtype="u1", zarr_format=2)
+    image[:] = picture((40, 40), np.uint8)
+    with pytest.raises(ValueError, match=r"a\.zarr.*version 3"):
+        denoise_large(tmp_path / "a.zarr", tmp_path / "b.tif", denoiser, progress=False)
 
 
 def test_a_full_disk_is_told_before_the_work(denoiser, tmp_path, monkeypatch):

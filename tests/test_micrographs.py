@@ -65,6 +65,28 @@ def test_imagej_calibration_is_read_and_written_back(tmp_path, unit, scale):
     assert read_micrograph(tmp_path / "c.tif").um_per_px == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize(
+    ("description", "kept"),
+    [
+        ('{"steel": "304L", "etchant": "oxalic acid"}', True),
+        ("<b>as polished</b>", True),
+        ("ImageJ=1.54f\nmin=0.0\nmax=255.0\n", True),
+        ("ImageJ=1.54f\nunit=pixel\n", False),  # it would hide the calibration that was given
+        ('<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"></OME>', True),
+        ('<OME><Image><Pixels PhysicalSizeX="1" PhysicalSizeXUnit="pixel"/></Image></OME>', False),
+        ("<OME><Note>PhysicalSize unknown</Note></OME>", False),
+    ],
+)
+def test_a_description_stays_where_a_calibration_is_added(tmp_path, description, kept):
+    tifffile.imwrite(tmp_path / "a.tif", noise((20, 30), np.uint8), description=description, metadata=None)
+    image = read_micrograph(tmp_path / "a.tif")
+    assert image.um_per_px is None
+    write_micrograph(tmp_path / "b.tif", image.pixels, like=dataclasses.replace(image, um_per_px=0.4))
+    again = read_micrograph(tmp_path / "b.tif")
+    assert again.um_per_px == pytest.approx(0.4)
+    assert again.metadata["description"] == (image.metadata["description"] if kept else "")
+
+
 def test_ome_calibration_is_read_and_written_back(tmp_path):
     sizes = {
         "PhysicalSizeX": 520.0,

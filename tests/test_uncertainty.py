@@ -1,16 +1,18 @@
 """Uncertainty follows its key and ranks errors; an image unlike the training data is told from one that is like it."""
 
+import functools
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from scipy import ndimage
 
-from mdn import uncertainty
+from mdn import inference, uncertainty
 from mdn.inference import Denoiser
-from mdn.network import DenoisingNetwork, NetworkConfig
+from mdn.network import DenoisingNetwork, NetworkConfig, stretch
 from mdn.uncertainty import familiarity, restorations, sparsification, training_statistics, uncertainty_map
 
 KEY = jax.random.key(0)
@@ -52,7 +54,7 @@ def test_dropout_and_symmetries_are_switched_apart(denoiser):
 
 def test_restorations_are_turned_back(denoiser, monkeypatch):
     image = picture((24, 32))
-    monkeypatch.setattr(uncertainty, "_forward", lambda graph, state, key, seen: seen)
+    monkeypatch.setattr(Denoiser, "restore", lambda self, grey, dropout: grey)
     first, *others = restorations(denoiser, image, key=KEY)
     assert first.shape == image.shape and all((one == first).all() for one in others)
 
@@ -70,11 +72,45 @@ def test_uncertainty_turns_with_the_image(denoiser):
     np.testing.assert_allclose(both[1], np.rot90(both[0]), atol=1e-6)
 
 
-def test_one_compilation_a_shape(denoiser):
-    before = uncertainty._forward._cache_size()
-    for seed in range(3):
-        uncertainty_map(denoiser, picture((19, 23), seed), key=jax.random.key(seed), passes=4)
-    assert uncertainty._forward._cache_size() == before + 1
+def test_sizes_near_each_other_compile_once(denoiser):
+    counts = []
+    for seed, shape in enumerate([(100, 120), (97, 99), (128, 111), (120, 100)]):
+        uncertainty_map(denoiser, picture(shape, seed), key=jax.random.key(seed), passes=5)  # the fifth is turned
+        uncertainty._pooled(denoiser, picture(shape, seed))
+        counts.append((inference._restore._cache_size(), uncertainty._moments._cache_size()))
+    assert set(counts) == {counts[0]}
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (150, 231)])
+def test_dropout_of_tiles_is_like_that_of_the_whole(coarse, shape):
+    """Not the same masks, but as strong; and another mask each key."""
+    network = DenoisingNetwork(NetworkConfig(width=8, blocks=2, scale=2, dropout=0.3), rngs=nnx.Rngs(0))
+    denoiser, grey = Denoiser(network), picture(shape)
+    plain = denoiser.restore(grey)
+    moved = {
+        largest: [denoiser.restore(grey, largest=largest, dropout=jax.random.key(k)) - plain for k in (0, 0, 1)]
+        for largest in (48, inference.LARGEST)
+    }
+    for first, same, other in moved.values():
+        np.testing.assert_array_equal(first, same)
+        assert (first != other).any()
+    tiled, at_once = (np.std(parts[0]) for parts in moved.values())
+    assert at_once > 0.01 and 0.8 < tiled / at_once < 1.25
+    np.testing.assert_array_equal(denoiser.restore(grey), plain)  # nothing of it stays
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 70), (64, 64), (150, 231)])
+def test_texture_of_tiles_is_that_of_the_whole(coarse, monkeypatch, shape):
+    image = picture(shape)
+    network = nnx.view(coarse.network, deterministic=True, use_running_average=True)
+    x = np.asarray(network.encode(jnp.asarray(stretch(image))[None, :, :, None])[0], np.float64)
+    h, w = x.shape[0] // 2 * 2, x.shape[1] // 2 * 2
+    blocks = x[:h, :w].reshape(h // 2, 2, w // 2, 2, x.shape[2]).mean((1, 3)).reshape(-1, x.shape[2])
+    spreads = [x.std((0, 1)), blocks.std(0) if blocks.size else np.zeros(x.shape[2])]
+    expected = np.log(np.concatenate(spreads) + uncertainty.FLOOR)
+    np.testing.assert_allclose(uncertainty._pooled(coarse, image), expected, atol=1e-4)
+    monkeypatch.setattr(uncertainty, "Passage", functools.partial(inference.Passage, largest=48))
+    np.testing.assert_allclose(uncertainty._pooled(coarse, image), expected, atol=0.02 if max(shape) > 96 else 1e-4)
 
 
 def test_sparsification_of_known_orders():
