@@ -59,10 +59,13 @@ def test_on_one_core_and_on_two_the_same_but_for_rounding(first, tmp_path):
     alone = made(tmp_path, cores=1, hash_seed=1)
     for split in SPLITS:
         a, b = (load_pairs(folder / "dataset" / "pairs.zarr", split) for folder in (first, alone))
-        np.testing.assert_array_equal(a.labels, b.labels)
-        np.testing.assert_allclose(a.clean, b.clean, atol=1e-3)  # of [0, 1]: float16's step there, twice
+        for name in ("labels", "regions", "twin_boundaries", "boundaries", "defects", "source", "box", "varied"):
+            np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
+        for name in ("noisy", "clean"):  # float16's step in [0, 1], twice
+            np.testing.assert_allclose(getattr(a, name), getattr(b, name), atol=1e-3, err_msg=name)
     for name, values in history(first).items():
         np.testing.assert_allclose(values, history(alone)[name], rtol=1e-4, err_msg=name)
-    apart = np.abs(weights(first) - weights(alone)).max()
-    print(f"weights: {apart:.1e} apart after {STEPS} steps of {RATE}")
-    assert apart < STEPS * RATE  # Adam's step is the rate, whatever the gradient's size: round-off's too
+    apart = np.abs(weights(first) - weights(alone))
+    print(f"weights: {apart.max():.1e} apart after {STEPS} steps of {RATE}, {np.mean(apart > 1e-6):.1e} above 1e-6")
+    assert apart.max() < STEPS * RATE / 10  # Adam's step is the rate, whatever the gradient's size: round-off's too
+    assert np.mean(apart > 1e-6) < 1e-2
