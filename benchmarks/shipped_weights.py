@@ -36,7 +36,7 @@ RECIPE = mdn.TrainingConfig(
 )  # fmt: skip
 FURTHER = replace(RECIPE, steps=800, learning_rate=6e-4, clean_share=0.1, dropout_until=0.3)
 SHARPER = replace(FURTHER, steps=1400, learning_rate=8e-4, dropout_until=0.0)
-SITTINGS = (RECIPE, FURTHER, SHARPER, replace(SHARPER, steps=2000, clean_share=0.15))
+SITTINGS = (RECIPE, FURTHER, SHARPER, replace(SHARPER, steps=1600, clean_share=0.15))
 # degraded in space alone, from the runs and regions that PAIRS trains on
 SHARP = replace(PAIRS, n_pairs=1000, n_test=0, n_runs=990, varied=1.0, without=("blend",))
 SEED = 2027
