@@ -26,6 +26,7 @@ import numpy as np
 import mdn
 from mdn.attention import AttentionMaps, correlations, gated, image_content, local_defects, map_correlations, silencing
 from mdn.dataset import Pairs
+from mdn.files import write_whole
 from mdn.inference import Denoiser
 from mdn.metrics import boundary_band, mean_interval, psnr
 
@@ -198,9 +199,7 @@ def show(name: str, table: Table) -> None:
 def write(path: Path, result: dict) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(plain(result), indent=1), encoding="utf-8")
-    part.replace(path)
+    write_whole(path, json.dumps(plain(result), indent=1).encode())
 
 
 def main() -> None:

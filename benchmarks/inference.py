@@ -192,7 +192,8 @@ def large(megapixels: int = 100, exact: bool = False) -> Table:
     kept = rows[:: max(1, len(rows) // 60)]
     peak = max(row[3] for row in rows)
     targets = {"seconds": seconds, "s a megapixel": seconds / megapixels, "peak memory (GB), below 3": peak}
-    return {"columns": ["second", "resident (GB)", "of it not of mapped files (GB)", "peak so far (GB)"], "rows": kept, "targets": targets}
+    columns = ["second", "resident (GB)", "of it not of mapped files (GB)", "peak so far (GB)"]
+    return {"columns": columns, "rows": kept, "targets": targets}
 
 
 PARTS = {part.__name__: part for part in (speed, profile, sizes, deviation, large)}

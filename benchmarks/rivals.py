@@ -40,6 +40,7 @@ import mdn
 from mdn.baselines import Method, as_method, load_dncnn, score_removal, tuned_filters
 from mdn.dataset import Pairs
 from mdn.defects import KINDS, DefectStrengths, add_defects
+from mdn.files import write_whole
 from mdn.metrics import (
     align,
     aligned_psnr,
@@ -518,9 +519,7 @@ def save(path: Path, name: str, found: Table, command: str) -> None:
     facts = {"command": command, "commit": commit, "machine": machine}
     held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(held | {name: facts | plain(found)}, indent=1), encoding="utf-8")
-    part.replace(path)
+    write_whole(path, json.dumps(held | {name: facts | plain(found)}, indent=1).encode())
 
 
 def main() -> None:

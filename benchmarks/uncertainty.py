@@ -25,6 +25,7 @@ from scipy import ndimage
 
 import mdn
 from mdn.dataset import Pairs
+from mdn.files import write_whole
 from mdn.inference import Denoiser
 from mdn.metrics import mean_interval, psnr
 from mdn.micrographs import load_reference, load_source, luminance
@@ -224,9 +225,7 @@ def show(name: str, table: dict) -> None:
 def write(path: Path, result: dict) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(result, indent=1), encoding="utf-8")
-    part.replace(path)
+    write_whole(path, json.dumps(result, indent=1).encode())
 
 
 def main() -> None:
