@@ -10,13 +10,15 @@
 
 Filters are tuned on validation pairs, for aligned and for raw PSNR, for each recipe apart; so are thresholds and the
 filter called best (aligned PSNR). All that is told is from test pairs. A value is [mean, low, high], its 95 % interval
-by image. Each part goes into benchmarks/results/rivals.json when it is done. `--quick` tries the parts on a few pairs
-and writes nothing.
+by image. What the filters reach is kept beside the pairs, so that another network is scored without them again. Each
+part goes into benchmarks/results/rivals.json when it is done. `--quick` tries the parts on a few pairs, and leaves the
+results as they are.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -37,7 +39,7 @@ from skimage.measure import block_reduce
 from skimage.measure import label as connected
 
 import mdn
-from mdn.baselines import Method, as_method, load_dncnn, score_removal, tuned_filters
+from mdn.baselines import Method, as_method, load_dncnn, named_filter, score_removal, tuned_parameters
 from mdn.dataset import Pairs
 from mdn.defects import KINDS, DefectStrengths, add_defects
 from mdn.files import write_whole
@@ -154,15 +156,45 @@ def astm(labels: np.ndarray) -> float:
         return math.nan
 
 
+class Kept:
+    """Answers that cost minutes and do not hang on the network, kept beside the pairs that they are true for."""
+
+    def __init__(self, path: Path, *pairs: Pairs):
+        digest = hashlib.sha256(b"".join(a.tobytes() for p in pairs for a in (p.noisy, p.clean, p.labels)))
+        self.path, self.pairs = path, digest.hexdigest()
+        held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        self.answers = held if held.get("pairs") == self.pairs else {"pairs": self.pairs}
+
+    def __call__(self, question: str, work: Callable):
+        """The answer, in JSON's types, worked out where it is not there yet."""
+        if question not in self.answers:
+            self.answers[question] = json.loads(json.dumps(work()))
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self.path, json.dumps(self.answers).encode())
+        return self.answers[question]
+
+
 class Recipe:
     """The pairs of one recipe, and the methods as tuned on its validation pairs."""
 
-    def __init__(self, name: str, validation: Pairs, test: Pairs, models: dict[str, Method]):
-        self.name, self.validation, self.test = name, validation, test
-        filters = tuned_filters(validation.noisy, validation.clean, (aligned_psnr, psnr))
+    def __init__(self, name: str, validation: Pairs, test: Pairs, models: dict[str, Method], kept: Kept):
+        self.name, self.validation, self.test, self.kept = name, validation, test, kept
+        filters = {}
+        for baseline in mdn.baselines.BASELINES:
+            values = kept(f"tuned {baseline}", lambda b=baseline: self.tuned(b))
+            filters |= dict(named_filter(baseline, tuple(v) if isinstance(v, list) else v) for v in values)
         self.methods = {NOISY: lambda image: image, **filters, **models}
         self.filters, self.models = tuple(filters), tuple(models)
         self._thresholds, self._scores = {}, {}
+
+    def tuned(self, baseline: str) -> list:
+        """The parameters of a filter that suit the validation pairs, for aligned and for raw PSNR."""
+        arguments = mdn.baselines.BASELINES[baseline], self.validation.noisy, self.validation.clean
+        return list(dict.fromkeys(tuned_parameters(*arguments, (aligned_psnr, psnr))))
+
+    def keep(self, name: str, question: str, work: Callable):
+        """Kept for what is no network."""
+        return work() if name in self.models else self.kept(f"{question} {name}", work)
 
     def outputs(self, name: str, pairs: Pairs) -> list[np.ndarray]:
         """What a method makes of pairs; the truth stands for a perfect one."""
@@ -174,7 +206,8 @@ class Recipe:
         pairs = self.validation
 
         def mean(name):
-            return np.mean([aligned_psnr(x, y) for x, y in zip(self.outputs(name, pairs), pairs.clean, strict=True)])
+            outputs = zip(self.outputs(name, pairs), pairs.clean, strict=True)
+            return self.keep(name, "validation", lambda: float(np.mean([aligned_psnr(x, y) for x, y in outputs])))
 
         return max(self.filters, key=mean)
 
@@ -186,19 +219,26 @@ class Recipe:
     def threshold(self, name: str) -> float:
         """A method's threshold of the boundary detector."""
         if name not in self._thresholds:
-            outputs = self.outputs(name, self.validation)
-            self._thresholds[name] = choose_threshold(outputs, self.validation.boundaries)
+            pairs = self.validation
+            self._thresholds[name] = self.keep(
+                name, "threshold", lambda: float(choose_threshold(self.outputs(name, pairs), pairs.boundaries))
+            )
         return self._thresholds[name]
 
     def scores(self, name: str) -> dict[str, np.ndarray]:
         """A method's columns on the test pairs, each [N]."""
         if name not in self._scores:
-            threshold, boundaries = self.threshold(name), self.test.boundaries
-            outputs = enumerate(self.outputs(name, self.test))
-            rows = [score(x, self.test, i, boundaries[i], threshold, self.clean_g[i]) for i, x in outputs]
-            columns = {column: np.array([row[column] for row in rows]) for column in rows[0]}
+            columns = self.keep(name, "scores", lambda: self.scored(name))
+            columns = {column: np.array(values, float) for column, values in columns.items()}
             self._scores[name] = {c: np.where(np.isinf(v), np.nan, v) for c, v in columns.items()}  # the truth's PSNR
         return self._scores[name]
+
+    def scored(self, name: str) -> dict[str, list[float]]:
+        """A method's columns as they are measured."""
+        threshold, boundaries = self.threshold(name), self.test.boundaries
+        outputs = enumerate(self.outputs(name, self.test))
+        rows = [score(x, self.test, i, boundaries[i], threshold, self.clean_g[i]) for i, x in outputs]
+        return {column: [float(row[column]) for row in rows] for column in rows[0]}
 
     def compared(self) -> dict[str, Method]:
         """Untouched, the best filter and the network: what the other parts hold side by side."""
@@ -240,7 +280,8 @@ def prepare(directory: Path, sizes: Sizes, weights: dict[str, Path], seed: int =
         if len(tuned) and len(tested):
             spread = np.unique(np.linspace(0, len(tuned) - 1, sizes.tuned).astype(int))  # neighbours share their grains
             pairs = chosen(validation, tuned[spread]), chosen(test, tested[: sizes.tested])
-            recipes[name] = Recipe(name, *pairs, models)
+            kept = Kept(directory / "rivals" / f"{name}-{len(pairs[0])}-{len(pairs[1])}.json", *pairs)
+            recipes[name] = Recipe(name, *pairs, models, kept)
     return Bench(denoiser, recipes, sizes, jax.random.key(seed))
 
 

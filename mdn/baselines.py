@@ -167,10 +167,10 @@ def tune(
 
     noisy, clean: as many images [H, W] of each, in [0, 1]. Raises ValueError for none, or unequal numbers.
     """
-    return _best(baseline, noisy, clean, (score,))[0]
+    return tuned_parameters(baseline, noisy, clean, (score,))[0]
 
 
-def _best(baseline: Baseline, noisy, clean, scores: Sequence[Callable]) -> list[Parameter]:
+def tuned_parameters(baseline: Baseline, noisy, clean, scores: Sequence[Callable]) -> list[Parameter]:
     """The best parameter by each score; every image is filtered once a parameter."""
     if len(noisy) == 0 or len(noisy) != len(clean):
         raise ValueError(f"noisy: {len(noisy)} images, clean: {len(clean)}; accepted: as many, at least one")
@@ -188,12 +188,14 @@ def tuned_filters(
 
     scores: as of `tune`; a filter whose best parameters differ between them is there once for each.
     """
-    filters = {}
-    for name, baseline in BASELINES.items():
-        for value in dict.fromkeys(_best(baseline, noisy, clean, scores)):
-            named = ", ".join(f"{v:g}" for v in (value if isinstance(value, tuple) else (value,)))
-            filters[f"{name} ({named})"] = partial(baseline.apply, parameter=value)
-    return filters
+    tuned = {name: tuned_parameters(baseline, noisy, clean, scores) for name, baseline in BASELINES.items()}
+    return dict(named_filter(name, value) for name, values in tuned.items() for value in dict.fromkeys(values))
+
+
+def named_filter(name: str, parameter: Parameter) -> tuple[str, Method]:
+    """A classical filter under its name with its parameter: what `tuned_filters` is made of."""
+    named = ", ".join(f"{v:g}" for v in (parameter if isinstance(parameter, tuple) else (parameter,)))
+    return f"{name} ({named})", partial(BASELINES[name].apply, parameter=parameter)
 
 
 def score_methods(methods: dict[str, Method], validation: Triple, test: Triple) -> dict[str, list[dict[str, float]]]:
