@@ -4,7 +4,8 @@ Every row is trained alike, on as many pairs of the same grown structures and fo
 one part removed or switched, and scored on the same test pairs, of which no row saw a grain or a region. DnCNN gets
 the processor seconds that the first row took instead. The network is half as wide as the shipped one and the training
 short: the table says what each part is worth at this budget. Rows go to results/ablation.json one by one; the first
-three leave their weights beside the pairs, where `benchmarks.rivals` finds them.
+three leave their weights beside the pairs, where `benchmarks.rivals` finds them, and are trained again where those
+are gone.
 """
 
 from __future__ import annotations
@@ -172,14 +173,15 @@ def main() -> None:
     kept = json.loads(RESULTS.read_text()).get("runs", {}) if RESULTS.exists() else {}
     for seed in range(arguments.seeds):
         for name in arguments.only:
-            if str(seed) in kept.get(name, {}):
+            weights = arguments.directory / f"{KEPT[name]}.safetensors" if name in KEPT and seed == 0 else None
+            if str(seed) in kept.get(name, {}) and (weights is None or weights.exists()):
                 continue
             seconds = kept.get("best", {}).get(str(seed), {}).get("processor minutes", 0) * 60
             arguments.directory.mkdir(parents=True, exist_ok=True)
             model, steps, took = train(VARIANTS[name], arguments.directory, seed, seconds, arguments.workers)
-            if name in KEPT and seed == 0:
+            if weights is not None:
                 save = save_dncnn if VARIANTS[name].dncnn else mdn.save_weights
-                save(arguments.directory / f"{KEPT[name]}.safetensors", model)
+                save(weights, model)
             run = {"steps": steps, "processor minutes": took / 60, "scores": score(model, arguments.directory)}
             kept.setdefault(name, {})[str(seed)] = run
             commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout
