@@ -150,7 +150,7 @@ def sizes(count: int = 30, side: tuple[int, int] = (150, 700)) -> Table:
     return {"columns": ["image", "shape", "seconds", "compiled"], "rows": rows, "targets": targets}
 
 
-def deviation(side: int = 2400, largest: int = 256) -> Table:
+def deviation(side: int = 2800, largest: int = 128) -> Table:
     """The attention of some tiles against that of all, on micrographs of uneven kinds; grey levels of [0, 1]."""
     denoiser, rows = mdn.load_denoiser(), []
     for kind in mdn.synthesis.STAND_INS:

@@ -362,17 +362,20 @@ def _prepare(
         raise ValueError(
             f"{path} holds a dataset of another configuration: {'; '.join(odd)}; remove it or name another path"
         )
-    if first:
-        root.attrs["config"] = wanted
     counts, tasks = config.counts(), []
+    if first:
+        try:
+            root.attrs["config"] = wanted
+            for split in SPLITS:
+                _create(root, split, counts[split], config.shape, _names(references[split]))
+        except OSError as error:  # a full disk does not say which file it was
+            raise OSError(error.errno, f"{path} is not written: {error.strerror or error}") from error
     for split, runs in config.runs().items():
-        if first:
-            _create(root, split, counts[split], config.shape, _names(references[split]))
         done = _read(path, split, "done")
         for offset, run in enumerate(runs):
             todo = [i for i in range(offset, counts[split], len(runs)) if not done[i]]
             tasks += [(split, run, todo)] * bool(todo)
-    if first and tasks:
+    if first:
         sweep([*Path(path).rglob("*.partial"), *(Path(grown).glob("*.npz.*.part") if grown is not None else ())])
     return references, provenance, tasks
 

@@ -25,12 +25,12 @@ from numpy.typing import ArrayLike
 from skimage.exposure import match_histograms
 
 from mdn.micrographs import check_image, from_float, grey_range, luminance, to_float, with_luminance
-from mdn.network import DenoisingNetwork, folded, load_weights, read_metadata, stretch, stretch_limits
+from mdn.network import MAX_BYTES, DenoisingNetwork, folded, load_weights, read_metadata, stretch, stretch_limits
 
 SHIPPED = Path(__file__).parent / "weights" / "denoiser.safetensors"
 SIDES = (32, 64, 96, *range(128, 513, 64))  # of grids, in cells: pixels of the feature maps
 LARGEST = SIDES[-1]
-HELD = 16  # tiles whose features are held in memory from block to block
+HELD = 16  # a power of two; tiles whose features are held in memory from block to block
 HELD_STIRRED = 4  # the same under dropout, which moves the weights more than the tiles left out
 
 
@@ -197,7 +197,7 @@ class Passage:
         count, n = len(self.tiles), len(self.blocks)
         missing = n + 1 - len(self.weights) if count > 1 else 0
         hold, some = count <= HELD or not exact, HELD if self.stirred is None else HELD_STIRRED
-        chosen = range(count) if exact or count <= some else [i * (count - 1) // (some - 1) for i in range(some)]
+        chosen = range(count) if exact or count <= some else self.spread(some)
         self.work = count + (len(chosen) * missing if hold else count * missing * (missing + 1) // 2)
         cells = sum(math.prod(c.stop - c.start for c in self.tiles[i].core) for i in chosen)
         for block in self.blocks[:missing]:
@@ -216,6 +216,14 @@ class Passage:
             part[:] = np.asarray(image)[top : top + part.shape[0], left : left + part.shape[1]]
             self.tick()
         return output
+
+    def spread(self, some: int) -> list[int]:
+        """Tiles of all rows and columns alike, a power of two in number or a few less: Hammersley's points."""
+        rows, columns = (len({tile.core[axis].start for tile in self.tiles}) for axis in (0, 1))
+        bits = some.bit_length() - 1
+        mirrored = [int(f"{i:0{bits}b}"[::-1], 2) for i in range(some)]
+        points = [(int((i + 0.5) / some * rows), int((m + 0.5) / some * columns)) for i, m in enumerate(mirrored)]
+        return list(dict.fromkeys(row * columns + column for row, column in points))
 
     def features(self, index: int, hold: bool) -> tuple[Float[Array, "1 _h _w c"], Float[Array, "1 c"]]:
         """x_res of a tile's last block that known weights lead to, and its sum over the core."""
@@ -305,15 +313,16 @@ def _decode(graph, state, x, y, inside):
     return network.decode(x * y[:, None, None, :], shape, within(inside, x.shape[1:3]))[0, :, :, 0]
 
 
-def load_denoiser(path: str | Path | None = None) -> Denoiser:
-    """The denoiser with the shipped weights, or with those of a safetensors file.
+def load_denoiser(path: str | Path | None = None, *, max_bytes: int = MAX_BYTES) -> Denoiser:
+    """The denoiser with the shipped weights, or with those of a safetensors file; max_bytes: as of `load_weights`.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: naming file and cause, if it holds no weights of this network or is damaged.
     """
     path = Path(path) if path is not None else SHIPPED
-    return Denoiser(load_weights(path), {name: _parsed(text) for name, text in read_metadata(path).items()})
+    told = read_metadata(path, max_bytes=max_bytes)
+    return Denoiser(load_weights(path, max_bytes=max_bytes), {name: _parsed(text) for name, text in told.items()})
 
 
 def _parsed(text: str):

@@ -34,7 +34,8 @@ from mdn.micrographs import (
     tiff_tags,
 )
 
-BAND = 512  # rows; also the side of the tiles that are written
+BAND = 512  # rows at a time, fewer of wide images; also the side of the tiles that are written
+PIXELS = 1 << 22  # of a band at a time: eight bytes and more each on the way
 LEVELS = 1 << 20  # greys that the histograms tell apart
 LARGEST_STRIP = 1 << 28  # bytes of a compressed strip or tile, which is unpacked whole
 TAKEN = "accepted: a TIFF, uncompressed or deflate, or a Zarr array (version 3); grey [H, W] or colour [H, W, 3]"
@@ -92,7 +93,7 @@ def denoise_large(
         image = _Source(image, source)
         scale = _Scale(image, source)
         grey, clean = (_scratch(Path(folder) / name, image.shape[:2]) for name in ("grey", "clean"))
-        for rows in _bands(image.shape[0]):
+        for rows in _bands(image.shape):
             grey[rows] = luminance(scale(image[rows]))
         levels = _levels(grey, (0.0, 1.0))
         denoiser.restore(
@@ -105,19 +106,33 @@ def denoise_large(
         if match_histogram:
             ends = float(clean.min()), float(clean.max())
             curve = _matching(_levels(clean, ends), levels)
-            for rows in _bands(len(clean)):
+            for rows in _bands(clean.shape):
                 clean[rows] = curve[_level(clean[rows], ends)]
         result = (
             finished(scale(image[rows]), clean[rows], image.dtype, (scale.black, scale.white))
-            for rows in _bands(image.shape[0])
+            for rows in _bands(image.shape)
         )
         part, write = Path(folder) / f"result{suffix}", _write_zarr if suffix == ".zarr" else _write_tiles
         with beside(target, part):
-            write(part, result, image.shape, image.dtype, like)
+            write(part, _tile_rows(result, image.shape[0]), image.shape, image.dtype, like)
 
 
-def _bands(height: int) -> Iterator[slice]:
-    return (slice(a, min(a + BAND, height)) for a in range(0, height, BAND))
+def _bands(shape: tuple[int, ...]) -> Iterator[slice]:
+    rows = max(1, min(BAND, PIXELS // shape[1]))
+    return (slice(a, min(a + rows, shape[0])) for a in range(0, shape[0], rows))
+
+
+def _tile_rows(bands: Iterable[np.ndarray], height: int) -> Iterator[np.ndarray]:
+    """The same rows, `BAND` of them at a time."""
+    held, count = [], 0
+    for band in bands:
+        while len(band):
+            held.append(band[: BAND - count])
+            band, count = band[BAND - count :], count + len(held[-1])
+            height -= len(held[-1])
+            if count == BAND or not height:
+                yield np.concatenate(held)
+                held, count = [], 0
 
 
 def _chunked(store, **options) -> zarr.Array:
@@ -146,6 +161,9 @@ def _opened(path: Path):
             check_tiff(tif, page, max_bytes=None)
             if page.photometric.name not in ("MINISBLACK", "RGB") or len(tif.pages) > 1 or page.axes.startswith("S"):
                 raise ValueError(f"{page.photometric.name}, {len(tif.pages)} pages, axes {page.axes}")
+            turned = page.tags["Orientation"].value if "Orientation" in page.tags else 1
+            if page.compression.name not in ("NONE", "ADOBE_DEFLATE", "DEFLATE") or turned != 1:
+                raise ValueError(f"{page.compression.name} compression, orientation {turned}")
             image = tifffile.memmap(path, page=0, mode="r") if page.is_memmappable else _chunked(page.aszarr())
             metadata = {"description": page.description, "n_pages": 1, "shape": image.shape}
             metadata |= {tag: page.tags[tag].value for tag in KEPT_TAGS if tag in page.tags}
@@ -186,7 +204,7 @@ class _Scale:
         self.black, self.white = 0.0, 1.0
         if np.issubdtype(image.dtype, np.floating):
             ends = []
-            for rows in _bands(image.shape[0]):
+            for rows in _bands(image.shape):
                 band = image[rows]
                 ends += [float(band.min()), float(band.max())]
                 if not np.isfinite(ends[-2:]).all():
@@ -221,7 +239,7 @@ def _level(image: Float[np.ndarray, "h w"], ends: tuple[float, float]) -> Int[np
 
 def _levels(image: Float[np.ndarray, "h w"], ends: tuple[float, float]) -> Int[np.ndarray, " n"]:
     """Pixels of each level."""
-    return sum(np.bincount(_level(image[rows], ends).ravel(), minlength=LEVELS) for rows in _bands(len(image)))
+    return sum(np.bincount(_level(image[rows], ends).ravel(), minlength=LEVELS) for rows in _bands(image.shape))
 
 
 def _percentiles(levels: Int[np.ndarray, " n"], shares: tuple[float, ...]) -> tuple[float, ...]:
@@ -256,5 +274,5 @@ def _write_zarr(path: Path, bands: Iterable[np.ndarray], shape: tuple, dtype, li
     attributes = known | {"um_per_px": like.um_per_px}
     chunks = tuple(min(BAND, n) for n in shape)
     array = zarr.create_array(str(path), shape=shape, chunks=chunks, dtype=dtype, attributes=attributes)
-    for rows, band in zip(_bands(shape[0]), bands, strict=True):
-        array[rows] = band
+    for start, band in zip(range(0, shape[0], BAND), bands, strict=True):
+        array[start : start + len(band)] = band

@@ -52,6 +52,9 @@ UNIT_UM = {
 UM_PER_PX = (1e-5, 1e6)  # sizes of a pixel that can be meant: a tenth of an atom, a metre
 COARSEST_UM = 10.0  # a resolution coarser than this is a screen's or a printer's, no microscope's
 SPLITS = {"train": (0.0, 0.5), "validation": (0.5, 0.75), "test": (0.75, 1.0)}
+MOST_SEGMENTS = 1 << 17  # strips or tiles: each takes its own time, however small
+SLACK = 1024  # bytes that a strip or tile may unpack to beyond its own
+MOST_SCANS = 32  # of a JPEG: each goes over the whole image; progressive ones have some ten
 MAX_BYTES = 400_000_000  # decoded; reading takes some five times that at its worst (Pillow, in colour)
 KEPT_TAGS = ("Software", "DateTime", "XResolution", "YResolution", "ResolutionUnit")
 REC_601 = np.array([0.299, 0.587, 0.114], np.float32)
@@ -144,8 +147,9 @@ def read_micrograph(path: str | os.PathLike, *, max_bytes: int = MAX_BYTES) -> M
     um per pixel: from an ImageJ or OME unit of length, else from a resolution per inch, cm or metre of at
     most 10 um per pixel (72, 96 or 300 dpi say nothing of a microscope); None if the two sides differ.
 
-    Any size from 1 x 1 up. Of many pages the first; palette, YCbCr and CMYK become RGB; alpha is dropped, not
-    blended. 12 bits in 16 stay the numbers they are; either byte order is read, the machine's is returned.
+    Any size from 1 x 1 up. Turned upright where the file says how it lies. Of many pages the first; palette, YCbCr
+    and CMYK become RGB; alpha is dropped, not blended. 12 bits in 16 stay the numbers they are; either byte order is
+    read, the machine's is returned.
     Floats are kept, negative and constant ones too; a file that holds NaN or infinity is refused.
     The pixels are a copy in memory, never a map of the file.
 
@@ -201,6 +205,7 @@ def _read_tiff(path: Path, max_bytes: int) -> Micrograph:
         metadata = {"format": "TIFF", "description": page.description, "n_pages": len(tif.pages)}
         metadata |= {tag: page.tags[tag].value for tag in KEPT_TAGS if tag in page.tags}
         um_per_px = tiff_calibration(tif, page)
+        turned = int(page.tags["Orientation"].value) if "Orientation" in page.tags else 1
         plain = page.photometric.name in ("MINISBLACK", "MINISWHITE", "RGB")
         packed = page.compression.name in ("NONE", "ADOBE_DEFLATE", "DEFLATE")
         if plain and packed:
@@ -213,15 +218,34 @@ def _read_tiff(path: Path, max_bytes: int) -> Micrograph:
                 pixels = pixels[..., 0]
             if page.photometric.name == "MINISWHITE" and pixels.dtype.kind in "bu":
                 pixels = ~pixels
+            pixels = _turned(pixels, turned)
         elif page.bitspersample <= 8 or page.samplesperpixel == 1:
+            if "JPEG" in page.compression.name:
+                _check_scans(path, more=len(page.dataoffsets))
             with Image.open(path, formats=("TIFF",)) as image:  # palette, CMYK, LZW, JPEG in TIFF
-                if image.size != (page.imagewidth, page.imagelength):
+                if image.size != (page.imagewidth, page.imagelength)[:: -1 if turned > 4 else 1]:
                     raise ValueError("its size is ambiguous")
-                pixels = _pillow_pixels(image)
+                pixels = _pillow_pixels(image)  # which turns it
+                if page.photometric.name == "MINISWHITE" and pixels.dtype.kind == "u" and page.bitspersample > 8:
+                    pixels = ~pixels  # fewer bits Pillow inverts itself
         else:
             raise ValueError(f"{page.compression.name} compression of {page.bitspersample}-bit colour")
     metadata |= {"shape": pixels.shape, "um_per_px": um_per_px}
     return Micrograph(pixels=np.ascontiguousarray(pixels), um_per_px=um_per_px, metadata=metadata)
+
+
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Upright, of an image stored in one of TIFF's and EXIF's eight orientations; others are taken as upright."""
+    pixels = pixels.swapaxes(0, 1) if 5 <= orientation <= 8 else pixels
+    pixels = pixels[::-1] if orientation in (3, 4, 7, 8) else pixels
+    return pixels[:, ::-1] if orientation in (2, 3, 6, 7) else pixels
+
+
+def _check_scans(path: Path, more: int = 0) -> None:
+    """Refuse a JPEG of more scans than any camera makes; their mark stands nowhere else in one."""
+    scans = path.read_bytes().count(b"\xff\xda")
+    if scans > MOST_SCANS + more:
+        raise ValueError(f"a JPEG of {scans} scans; accepted: {MOST_SCANS + more} at most")
 
 
 def check_tiff(tif: tifffile.TiffFile, page: tifffile.TiffPage, max_bytes: int | None) -> None:
@@ -229,6 +253,8 @@ def check_tiff(tif: tifffile.TiffFile, page: tifffile.TiffPage, max_bytes: int |
 
     `max_bytes` None: the image may be of any size, a strip or tile not unpack to more than its own.
     """
+    if math.prod(page.chunked) > MOST_SEGMENTS:
+        raise ValueError(f"{math.prod(page.chunked):,} strips or tiles; accepted: {MOST_SEGMENTS:,} at most")
     one = -(-max(page.bitspersample, 1) // 8)
     rows, *others = page.chunks
     segment = one * math.prod((rows if page.is_tiled else min(rows, page.imagelength), *others))
@@ -242,15 +268,15 @@ def check_tiff(tif: tifffile.TiffFile, page: tifffile.TiffPage, max_bytes: int |
     if page.compression.name not in ("ADOBE_DEFLATE", "DEFLATE"):
         return
     for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
-        if 1032 * count <= (1 << 28 if max_bytes is None else max_bytes):  # deflate packs no closer than that
+        if 1032 * count <= segment + SLACK:  # deflate packs no closer than that
             continue
         tif.filehandle.seek(offset)
         packed, unpacked, inflate = tif.filehandle.read(count), 0, zlib.decompressobj()
-        while not inflate.eof and packed:
-            unpacked += len(inflate.decompress(packed, 1 << 24))
+        while not inflate.eof and packed and unpacked <= segment + SLACK:
+            unpacked += len(inflate.decompress(packed, min(segment + SLACK, 1 << 24)))
             packed = inflate.unconsumed_tail
-            if unpacked > max(segment, 1 << 24):
-                raise ValueError("a strip or tile that unpacks to more than its size")
+        if unpacked > segment + SLACK:
+            raise ValueError("a strip or tile that unpacks to more than its size")
 
 
 def tiff_calibration(tif: tifffile.TiffFile, page: tifffile.TiffPage) -> float | None:
@@ -278,10 +304,12 @@ def _calibration(x: float, y: float, coarsest: float = np.inf) -> float | None:
 
 def _read_pillow(path: Path, head: bytes, max_bytes: int) -> Micrograph:
     if head.startswith(b"\x89PNG") and head[24:25] == b"\x10" and head[25:26] != b"\0":
-        raise ValueError("a 16-bit PNG in colour; save it as TIFF")  # Pillow would drop the low byte
+        raise ValueError("a 16-bit PNG that is not plain grey; save it as TIFF")  # Pillow would drop the low byte
     if head.startswith(b"\x89PNG"):
         with Image.open(path, formats=("PNG",)) as image:
             image.verify()  # the checksum of every chunk, which Pillow does not look at as it decodes
+    if head.startswith(b"\xff\xd8"):
+        _check_scans(path)
     with Image.open(path, formats=("PNG", "JPEG")) as image:
         depth = 2 if image.mode.startswith("I") else 1
         bands = 3 if image.mode.startswith("P") else len(image.getbands())  # of a palette three colours are made

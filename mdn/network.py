@@ -26,6 +26,7 @@ from mdn.files import write_whole
 
 Inside = Float[Array, "1 _h _w 1"] | None
 
+MAX_BYTES = 400_000_000  # of a weights' file
 GATES = {"sigmoid": jax.nn.sigmoid, "leaky_relu": partial(jax.nn.leaky_relu, negative_slope=0.2)}
 
 
@@ -320,13 +321,18 @@ def save_weights(path: str | Path, model: DenoisingNetwork, *, metadata: dict[st
     write_whole(path, save(tensors, {**header, "sha256": checksum(header, tensors)}))
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray], NetworkConfig]:
+def _read(path: Path, max_bytes: int = MAX_BYTES) -> tuple[dict[str, str], dict[str, np.ndarray], NetworkConfig]:
     """Header, tensors and configuration of a safetensors file; a file without a checksum (mdn 0.1.0) is taken."""
     if not path.exists():
         raise FileNotFoundError(f"no weights at {path}")
     try:
         if not path.is_file():
             raise ValueError("no regular file")
+        if (size := path.stat().st_size) > max_bytes:
+            raise ValueError(
+                f"{size:,} bytes, above the limit of max_bytes={max_bytes:,}; "
+                f"if the file is to be trusted, load_weights(path, max_bytes={size}) reads it"
+            )
         with safe_open(path, "np") as file:
             header = file.metadata() or {}
             config = NetworkConfig(**json.loads(header["config"]))
@@ -372,24 +378,28 @@ def _shapes(config: NetworkConfig) -> dict[str, tuple[int, ...]]:
     return {name: value.shape for name, value in shapes.items()}
 
 
-def read_metadata(path: str | Path) -> dict[str, str]:
+def read_metadata(path: str | Path, *, max_bytes: int = MAX_BYTES) -> dict[str, str]:
     """What the header of a weights' file says: the network's configuration and how it was trained.
 
     Raises:
         FileNotFoundError, ValueError: as `load_weights`.
     """
-    return _read(Path(path))[0]
+    return _read(Path(path), max_bytes)[0]
 
 
-def load_weights(path: str | Path) -> DenoisingNetwork:
+def load_weights(path: str | Path, *, max_bytes: int = MAX_BYTES) -> DenoisingNetwork:
     """Build the network that a safetensors file describes and fill in its weights.
+
+    Args:
+        path: a regular file.
+        max_bytes: a larger file is refused before it is read; reading takes some four times its size.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: naming file and cause, if it is no safetensors file, its tensors are not those of its
             configuration, they are not finite, or the file is not the one that was written (checksum).
     """
-    _, stored, config = _read(Path(path))
+    _, stored, config = _read(Path(path), max_bytes)
     # Abstract: to draw weights that are then overwritten would take seconds of compiling
     model = nnx.eval_shape(lambda: DenoisingNetwork(config, rngs=nnx.Rngs(0)))
     state = nnx.state(model, (nnx.Param, nnx.BatchStat))

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import resource
+import struct
 import subprocess
 import sys
 import tempfile
@@ -233,6 +234,41 @@ def test_a_strip_that_unpacks_to_gigabytes_is_refused(tmp_path):
         read_micrograph(tmp_path / "a.tif")
 
 
+def test_many_tiles_of_the_same_bomb_are_refused(tmp_path):
+    """Each unpacks to a hundred times its size, from a few kB that all of them point to."""
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((160, 160), np.uint8), tile=(16, 16), compression="zlib")
+    bomb, data = zlib.compress(bytes(25_600), 9), bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as file:
+        tags, order = file.pages[0].tags, file.byteorder
+        tables = [(tags[n].valueoffset, tags[n].dtype, tags[n].count) for n in ("TileOffsets", "TileByteCounts")]
+    for (offset, kind, count), value in zip(tables, (len(data), len(bomb)), strict=True):
+        one = struct.pack(order + {3: "H", 4: "I"}[int(kind)], value)
+        data[offset : offset + len(one) * count] = one * count
+    path.write_bytes(bytes(data) + bomb)
+    with pytest.raises(ValueError, match=r"a\.tif.*unpacks to more"):
+        read_micrograph(path)
+
+
+def test_more_tiles_than_can_be_read_in_time_are_refused(tmp_path, monkeypatch):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((64, 64), np.uint8), tile=(16, 16))
+    assert read_micrograph(tmp_path / "a.tif").pixels.shape == (64, 64)
+    monkeypatch.setattr(micrographs, "MOST_SEGMENTS", 15)
+    with pytest.raises(ValueError, match=r"a\.tif.*16 strips or tiles; accepted: 15 at most"):
+        read_micrograph(tmp_path / "a.tif")
+
+
+def test_a_jpeg_of_hundreds_of_scans_is_refused(tmp_path):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(RNG.integers(0, 255, (64, 64), dtype=np.uint8)).save(path, progressive=True)
+    assert read_micrograph(path).pixels.shape == (64, 64)
+    data = path.read_bytes()
+    last = data.rindex(b"\xff\xda")
+    path.write_bytes(data[:-2] + data[last:-2] * 300 + data[-2:])
+    with pytest.raises(ValueError, match=r"a\.jpg.*JPEG of \d+ scans; accepted: 32"):
+        read_micrograph(path)
+
+
 def test_a_strip_that_is_not_there_is_not_filled_in_with_black(tmp_path):
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, np.full((16, 16), 9, np.uint8), rowsperstrip=4, compression="zlib")
@@ -320,6 +356,15 @@ def test_weights_are_read_only_where_their_shapes_are_right(tmp_path):
     with pytest.raises(ValueError, match=r"w\.safetensors.*another architecture"):
         load_weights(path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
+
+
+def test_a_giant_weights_file_is_refused_by_its_size(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_weights(path, network())
+    size = path.stat().st_size
+    with pytest.raises(ValueError, match=rf"w\.safetensors.*max_bytes={size - 1:,};.*max_bytes={size}\) reads it"):
+        load_denoiser(path, max_bytes=size - 1)
+    assert load_denoiser(path, max_bytes=size).network.config == TINY
 
 
 def test_many_empty_tensors_do_not_build_as_many_blocks(tmp_path):
@@ -627,6 +672,19 @@ def test_pairs_on_a_full_disk_are_told_by_name(store, monkeypatch):
     monkeypatch.setattr(zarr.Array, "__setitem__", full)
     with pytest.raises(OSError, match=r"pair 1 of .*pairs\.zarr/train.*No space left"):
         dataset._write(group, 1, {"run": 3})
+
+
+@pytest.mark.parametrize("limit", [0, 100, 700, 1100])
+def test_a_dataset_that_a_full_disk_cuts_short_is_told_by_name(tmp_path, limit):
+    """As above, whatever the first file is that does not fit: of its groups, its arrays, its pairs."""
+    config = dataset.DatasetConfig(n_pairs=5, n_test=0, n_runs=5, shape=(32, 32), diameter=(16.0, 18.0), real=False)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"p\.zarr"):
+            dataset.make_dataset(tmp_path / "p.zarr", config, workers=1, progress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_pairs_in_a_folder_that_takes_no_files(tmp_path):

@@ -11,7 +11,7 @@ from flax import nnx
 
 import mdn
 from mdn.attention import attention_maps
-from mdn.inference import LARGEST, Denoiser, load_denoiser, tiles
+from mdn.inference import LARGEST, Denoiser, Passage, load_denoiser, tiles
 from mdn.network import folded, stretch
 from mdn.uncertainty import familiarity, uncertainty_map
 
@@ -107,6 +107,18 @@ def test_attention_of_some_tiles_is_near_that_of_all(trained, monkeypatch):
     assert 1e-6 < np.abs(sampled - exact).max() < 0.02
     assert len(shares[True]) > len(shares[False])
     assert all(s == sorted(s) and s[-1] == pytest.approx(1) for s in shares.values())
+
+
+@pytest.mark.parametrize("some", [4, 16])
+@pytest.mark.parametrize("grid", [(3, 3), (15, 15), (15, 7), (11, 11), (16, 16), (2, 40)])
+def test_the_tiles_that_stand_for_all_lie_all_over(denoiser, grid, some):
+    passage = Passage(denoiser, picture([70 * n for n in grid], np.float32), largest=denoiser.reach * 2 + 70)
+    rows, columns = (len({tile.core[axis].start for tile in passage.tiles}) for axis in (0, 1))
+    chosen = passage.spread(some)
+    assert len(chosen) == len(set(chosen)) >= min(some, rows * columns) * 0.6 and max(chosen) < len(passage.tiles)
+    for index, n in ((np.array(chosen) // columns, rows), (np.array(chosen) % columns, columns)):
+        counts = np.histogram(index, bins=min(n, 4), range=(0, n))[0]
+        assert counts.min() >= 0.4 * counts.max()
 
 
 def test_tiles_smaller_than_their_overlap_are_refused(trained):

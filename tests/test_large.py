@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+from PIL import Image
 
 import mdn
 from mdn import inference, large
@@ -175,6 +176,31 @@ def test_memory_holds_bands_not_the_image(tmp_path, monkeypatch, kind):
     tracemalloc.stop()
     assert peak < image.nbytes / 2, f"{peak:,} of {image.nbytes:,}"
     np.testing.assert_allclose(tifffile.imread(tmp_path / "b.tif"), image, atol=100)  # 4,096 greys
+
+
+def test_memory_of_a_wide_strip_is_bounded_too(tmp_path, monkeypatch):
+    for name, value in (("LEVELS", 1 << 12), ("BAND", 512), ("PIXELS", 1 << 15)):
+        monkeypatch.setattr(large, name, value)
+    image = np.tile(picture((60, 500, 3), np.uint8), (10, 10, 1))[:513]
+    tifffile.imwrite(tmp_path / "a.tif", image, photometric="rgb")
+    for target in ("warm.tif", "b.tif", "b.zarr"):
+        tracemalloc.start()
+        denoise_large(tmp_path / "a.tif", tmp_path / target, Same(), progress=False)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 4 * image.nbytes, f"{peak:,} of {image.nbytes:,}"  # the float64 of it alone is eight times as large
+    for written in (tifffile.imread(tmp_path / "b.tif"), zarr.open_array(str(tmp_path / "b.zarr"), mode="r")[:]):
+        np.testing.assert_allclose(written, image, atol=2)
+
+
+@pytest.mark.parametrize("options", [{"compression": "lzw"}, {"extratags": [(274, "H", 1, 6, True)]}])
+def test_what_cannot_be_read_as_it_lies_is_refused(denoiser, tmp_path, options):
+    if "compression" in options:
+        Image.fromarray(picture((40, 40), np.uint8)).save(tmp_path / "a.tif", compression="tiff_lzw")
+    else:
+        tifffile.imwrite(tmp_path / "a.tif", picture((40, 40), np.uint8), **options)
+    with pytest.raises(ValueError, match=r"a\.tif: no image to be read in bands \((LZW|NONE) compression, orientation"):
+        denoise_large(tmp_path / "a.tif", tmp_path / "b.tif", denoiser, progress=False)
 
 
 @pytest.mark.parametrize("name", ["a.tif", "a.zarr"])

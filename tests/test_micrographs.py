@@ -131,6 +131,35 @@ def test_palette_cmyk_alpha_pages_and_white_as_zero(tmp_path):
     assert np.array_equal(read_micrograph(tmp_path / "w.tif").pixels, 65535 - pages[0])
 
 
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate", "packbits"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiff_is_turned_upright_however_it_is_packed(tmp_path, orientation, compression):
+    pixels = noise((8, 12), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.tif", compression=compression, tiffinfo={274: orientation})
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    found, expected = (read_micrograph(tmp_path / f"a.{suffix}").pixels for suffix in ("tif", "png"))
+    np.testing.assert_array_equal(found, expected)
+    assert found.shape == ((12, 8) if orientation > 4 else (8, 12))
+    assert (orientation == 1) == np.array_equal(found, pixels)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib", "packbits", "lzw"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_white_as_zero_is_inverted_however_it_is_packed(tmp_path, dtype, compression):
+    pixels = noise((9, 7), dtype)
+    if compression in (None, "zlib"):
+        tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="miniswhite", compression=compression)
+    else:  # what tifffile does not pack by itself
+        packed = {"packbits": "packbits", "lzw": "tiff_lzw"}[compression]
+        Image.fromarray(pixels).save(tmp_path / "a.tif", compression=packed)
+        with tifffile.TiffFile(tmp_path / "a.tif", mode="r+") as file:
+            file.pages[0].tags["PhotometricInterpretation"].overwrite(0)
+    found = read_micrograph(tmp_path / "a.tif").pixels
+    np.testing.assert_array_equal(found, np.iinfo(dtype).max - pixels)
+
+
 def bad_files():
     png = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x04\0\0\0\x04"
     return {
