@@ -22,6 +22,8 @@ from pathlib import Path
 RESULTS = Path(__file__).parent / "results" / "distributed.json"
 PAGE = Path(__file__).parent / "DISTRIBUTED.md"
 START, END = "<!-- numbers: written by benchmarks/distributed.py -->\n", "<!-- /numbers -->"
+SHARE, SIDE = 16, 128  # images of a device and their side, as in distributed.sbatch
+LATENCY, RATE = 20e-6, 20e12  # s an all-reduce within a node, operations a second of a GPU in float32: assumed
 BYTES = {"f32": 4, "u32": 4, "s32": 4, "f64": 8, "pred": 1}
 COLLECTIVE = re.compile(r" = (.*?) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
 
@@ -53,10 +55,14 @@ def measure(devices: int, batch: int, crop: int, rounds: int) -> dict:
     everywhere, shared = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
     state = jax.device_put((params, statistics, config.optimiser().init(params), (params, statistics)), everywhere)
     images = np.random.default_rng(0).random((64, 2 * crop, 2 * crop), np.float32)
+    noisy, clean = training._batch(images, images, config, np.zeros(2, np.uint32), 0)
+    wide = training.TrainingConfig(batch=SHARE * 8, crop=SIDE)
+    large = np.random.default_rng(0).random((SHARE * 8, 2 * SIDE, 2 * SIDE), np.float32)
     start = time.perf_counter()
     for number in range(rounds):
-        noisy, clean = training._batch(images, images, config, np.zeros(2, np.uint32), number)
-    cut = (time.perf_counter() - start) / rounds / config.batch
+        training._batch(large, large, wide, np.zeros(2, np.uint32), number, slice(SHARE))
+    cut = (time.perf_counter() - start) / rounds
+    kernels = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 4]
     noisy, clean = (jax.make_array_from_callback(a.shape, shared, a.__getitem__) for a in (noisy, clean))
     step = training._step_function(config, graph, rest, True, everywhere)
     step = step.lower(state, jax.random.key(0), noisy, clean, 0).compile()  # weight gradients in strips: CPUs alone
@@ -72,6 +78,7 @@ def measure(devices: int, batch: int, crop: int, rounds: int) -> dict:
     whole = carried(step.lower(state, jax.random.key(0), noisy, clean, 0).compile().as_text())
     return {
         "parameters": count_parameters(nnx.merge(graph, params, statistics, rest)),
+        "operations": 3 * sum(2 * kernel.size for kernel in kernels) / network.NetworkConfig().scale ** 2,
         "channels": sum(leaf.size for leaf in jax.tree.leaves(statistics)) // 2,
         "seconds": float(np.median(seconds[1:])), "cut": cut,
         "reduced": reduced, "all-reduces": count, "other": other + whole[2],
@@ -79,10 +86,11 @@ def measure(devices: int, batch: int, crop: int, rounds: int) -> dict:
     }  # fmt: skip
 
 
-def facts_of(found: dict[int, dict], batch: int) -> dict:
-    """What follows for devices of which each holds the network: bytes a step, and what a processor cuts."""
+def facts_of(found: dict[int, dict]) -> dict:
+    """What follows for devices of which each holds the network: bytes a step, what a processor cuts, where it ends."""
     one, most = found[min(found)], found[max(found)]
     # Forward, mean and mean square of each channel; backward, one sum more than the gradients of its scale and offset
+    waits, pixel = most["all-reduces in one"], one["operations"] / RATE
     gradients, statistics = 4 * one["parameters"], 3 * 4 * one["channels"]
     return {
         "parameters": one["parameters"],
@@ -92,7 +100,11 @@ def facts_of(found: dict[int, dict], batch: int) -> dict:
         "both and the loss, counted in the compiled step (weight gradients as off CPUs)": most["in one"],
         "all-reduces in that step": most["all-reduces in one"],
         "bytes sent by each of 8 devices in a ring, a step": round(2 * 7 / 8 * (gradients + statistics)),
-        "ms to cut a batch for 8 devices, on each process": 8e3 * batch * one["cut"],
+        f"ms to cut a process's {SHARE} crops of {SIDE} px, of a batch for 8 such": 1e3 * one["cut"],
+        "operations a pixel and step (thrice the forward pass's)": one["operations"],
+        f"us a step that its all-reduces wait (estimate: {1e6 * LATENCY:g} us each)": 1e6 * LATENCY * waits,
+        f"px of a share that take as long (estimate: {RATE / 1e12:g} TFLOP/s)": LATENCY * waits / pixel,
+        f"us that a share of {SHARE} x {SIDE} x {SIDE} takes (same estimate)": 1e6 * SHARE * SIDE**2 * pixel,
     }
 
 
@@ -142,7 +154,7 @@ def main() -> None:
         "command": f"python benchmarks/distributed.py {given} --rounds {args.rounds}",
         "commit": commit,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__} on virtual CPU devices",
-        "facts": facts_of(found, args.batch),
+        "facts": facts_of(found),
         "columns": columns,
         "rows": rows,
     }

@@ -225,8 +225,10 @@ def _local(tree):
     return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), tree)
 
 
-def _batch(noisy: Images, clean: Images, config: TrainingConfig, seed: np.ndarray, step: int) -> tuple[Images, Images]:
-    """The batch of a step: a function of seed and step alone, so that a run can go on anywhere."""
+def _batch(
+    noisy: Images, clean: Images, config: TrainingConfig, seed: np.ndarray, step: int, rows: slice = slice(None)
+) -> tuple[Images, Images]:
+    """The batch of a step, or some rows of it: a function of seed and step alone, so that a run can go on anywhere."""
     per_epoch = max(1, len(noisy) // config.batch)
     epoch, position = divmod(step, per_epoch)
     order = np.random.default_rng([*seed, 0, epoch]).permutation(len(noisy))
@@ -235,16 +237,20 @@ def _batch(noisy: Images, clean: Images, config: TrainingConfig, seed: np.ndarra
     sides = noisy.shape[1:] if config.crop is None else (min(config.crop, s) for s in noisy.shape[1:])
     height, width = sides
     crops = []
-    for i in chosen:
+    for i, wanted in zip(chosen, np.isin(np.arange(config.batch), np.arange(config.batch)[rows]), strict=True):
         top, left = rng.integers(noisy.shape[1] - height + 1), rng.integers(noisy.shape[2] - width + 1)
-        both = np.stack([a[i, top : top + height, left : left + width] for a in (noisy, clean)])
-        if config.symmetries:
-            both = both[..., :: rng.choice([-1, 1]), :: rng.choice([-1, 1])]
-            both = both.swapaxes(1, 2) if height == width and rng.integers(2) else both
-        if config.clean_share and rng.uniform() < config.clean_share:
+        down, across = (rng.choice([-1, 1]), rng.choice([-1, 1])) if config.symmetries else (1, 1)
+        turned = config.symmetries and height == width and rng.integers(2)
+        spotless = config.clean_share and rng.uniform() < config.clean_share
+        moved = (rng.uniform(-1, 1), rng.uniform(-0.5, 0.5)) if config.grey_jitter else (0.0, 0.0)
+        if not wanted:  # drawn for all the same: the others' draws stay theirs
+            continue
+        both = np.stack([a[i, top : top + height, left : left + width] for a in (noisy, clean)])[..., ::down, ::across]
+        both = both.swapaxes(1, 2) if turned else both
+        if spotless:
             both = np.stack([stretch(both[1]), both[1]])
         if config.grey_jitter:
-            gain, offset = 1 + config.grey_jitter * rng.uniform(-1, 1), config.grey_jitter * rng.uniform(-0.5, 0.5)
+            gain, offset = 1 + config.grey_jitter * moved[0], config.grey_jitter * moved[1]
             both = np.stack([np.clip(np.float32(gain) * (both[0] - 0.5) + np.float32(0.5 + offset), 0, 1), both[1]])
         crops.append(both)
     x, y = np.stack(crops, 1)
@@ -338,12 +344,14 @@ def fit(
     steps = {dropout: _step_function(config, graph, rest, dropout, everywhere) for dropout in (True, False)}
     seed, losses, clock = np.asarray(jax.random.key_data(key)), [], time.monotonic()
     earlier = history.seconds[-1] if history.step else 0.0
+    share = config.batch // jax.process_count()
+    rows = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
     shown = progress and jax.process_index() == 0
     bar = tqdm(range(start, config.steps), initial=start, total=config.steps, disable=not shown, mininterval=1)
     try:
         for number in bar:
-            whole = _batch(*train, config, seed, number)
-            batch = [jax.make_array_from_callback(a.shape, shared, a.__getitem__) for a in whole]
+            own = _batch(*train, config, seed, number, rows)
+            batch = [jax.make_array_from_process_local_data(shared, part) for part in own]
             step = steps[number < config.dropout_until * config.steps]
             state, value = step(state, jax.random.fold_in(key, number), *batch, number)
             losses.append(value)

@@ -12,10 +12,17 @@ import numpy as np
 import pytest
 
 from benchmarks import distributed as benchmark
+from mdn.inference import load_denoiser
 from mdn.micrographs import write_micrograph
 
 WORKER = Path(__file__).parent / "distributed.py"
 TRAINED = ("float32", "float64", "resumed")
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def launch(folder: Path, work: tuple[str, ...], *, processes: int = 1, devices: int = 1) -> SimpleNamespace:
@@ -23,9 +30,7 @@ def launch(folder: Path, work: tuple[str, ...], *, processes: int = 1, devices: 
     folder.mkdir()
     environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(WORKER.parent.parent)}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     started = [
         subprocess.Popen(
             [sys.executable, str(WORKER), str(folder), str(port), str(processes), str(i), *work],
@@ -136,3 +141,30 @@ def test_the_page_tells_what_was_counted():
     gradients, norms, counted = list(found["facts"].values())[2:5]
     assert counted == gradients + norms + 4
     assert benchmark.page(found) in benchmark.PAGE.read_text(encoding="utf-8")
+
+
+def test_the_slurm_script_runs(tmp_path):
+    """At a tiny size, under an `srun` that starts one task here; with workers, who must not run the program again."""
+    script = (WORKER.parent.parent / "benchmarks" / "distributed.sbatch").read_text(encoding="utf-8")
+    tiny = "n_pairs=10, n_test=0, n_runs=5, shape=(32, 32), diameter=(16.0, 18.0), real=False"
+    for large, small in {
+        "jax.distributed.initialize()": f"jax.distributed.initialize('127.0.0.1:{free_port()}', 1, 0)",
+        "mdn.DatasetConfig(varied=0.5)": f"mdn.DatasetConfig({tiny})",
+        "len(os.sched_getaffinity(0))": "2",
+        "mdn.DenoisingNetwork(rngs": "mdn.DenoisingNetwork(mdn.NetworkConfig(width=4, blocks=1, reduction=2), rngs",
+        "batch=16 * jax.device_count(), crop=128": "batch=2 * jax.device_count(), crop=16, steps=2",
+    }.items():
+        assert script.count(large) == 1, large
+        script = script.replace(large, small)
+    for name, body in {"srun": 'shift; exec "$@"', ".venv/bin/python": f'exec {sys.executable} "$@"'}.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/bash\n{body}\n")
+        path.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(WORKER.parent.parent)}
+    run = subprocess.run(
+        ["bash", "-c", script, "sbatch", "out"],
+        cwd=tmp_path, env=os.environ | environment | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert load_denoiser(tmp_path / "out" / "weights.safetensors").network.config.width == 4

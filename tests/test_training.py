@@ -163,6 +163,17 @@ def test_grey_jitter_changes_the_input_and_not_the_truth():
     assert abs(fit_line[0] - 1) <= 0.2
 
 
+def test_rows_of_a_batch_are_those_of_the_whole():
+    rng = np.random.default_rng(0)
+    noisy, clean = (rng.uniform(size=(9, 20, 20)).astype(np.float32) for _ in range(2))
+    config = replace(CONFIG, batch=8, crop=12, clean_share=0.3, grey_jitter=0.2)
+    arguments = noisy, clean, config, np.array([0, 7], np.uint32), 3
+    whole = _batch(*arguments)
+    for rows in (slice(0, 4), slice(4, 8), slice(7, 8)):
+        for all_of_it, part in zip(whole, _batch(*arguments, rows), strict=True):
+            np.testing.assert_array_equal(part, all_of_it[rows])
+
+
 def test_some_crops_are_clean_already():
     noisy, clean = pairs(64)
     x, y = _batch(noisy, clean, replace(CONFIG, batch=64, clean_share=0.25), np.array([0, 7], np.uint32), 0)
