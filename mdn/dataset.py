@@ -12,6 +12,7 @@ import json
 import math
 import multiprocessing
 import os
+import threading
 import warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
@@ -398,9 +399,16 @@ def _make_runs(make, tasks: list, references: dict, workers: int, bar: tqdm) -> 
 def _settle(cores) -> None:
     """Keep a worker on one core, where the system knows of such a thing: XLA would take all of them, or the GPU."""
     jax.config.update("jax_platforms", "cpu")
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if hasattr(os, "sched_setaffinity"):
         allowed = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {allowed[cores.get() % len(allowed)]})
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work, and hold its memory, for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 @functools.cache

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import jobs
 import numpy as np
+import psutil
 import pytest
 
 SPAWN = multiprocessing.get_context("forkserver")  # each a process of its own, without importing jax each time
@@ -166,6 +167,21 @@ def say(lines: list[str], tmp_path_factory) -> None:
 def test_three_kills(job, whole, tmp_path_factory):
     moments = (1,) if job == "two_workers" else (0, 1, 3)
     say([survives(job, moment, whole, "fast") for moment in moments], tmp_path_factory)
+
+
+def test_workers_do_not_outlive_the_process_that_started_them(tmp_path):
+    """Killed alone, as the system does where memory runs out."""
+    process = start("two_workers", tmp_path / "two_workers")
+    begun(process, "two_workers", tmp_path / "two_workers")
+    children = psutil.Process(process.pid).children(recursive=True)
+    workers = [child for child in children if "spawn_main" in str(child.cmdline())]
+    assert len(workers) == 2
+    process.kill()
+    process.join()
+    _, left = psutil.wait_procs(workers, timeout=20)
+    for child in left:
+        child.kill()
+    assert not left
 
 
 @pytest.mark.slow
