@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import html
+import io
 import os
 import tempfile
 import threading
@@ -18,8 +19,10 @@ from pathlib import Path
 import ipywidgets as ipw
 import jax
 import numpy as np
+import PIL.Image
 from flax import nnx
 from IPython import get_ipython
+from IPython.display import Image, display
 
 from mdn import figures, training
 from mdn.attention import attention_maps
@@ -48,6 +51,8 @@ STYLE = """<style>
 .mdn-large { font-size: 21px; --jp-widgets-font-size: 21px; --jp-widgets-inline-height: 40px;
              --jp-widgets-inline-width: 460px; --jp-widgets-inline-label-width: 130px; }
 .mdn-pictures { max-width: 1140px; } .mdn-large .mdn-pictures { max-width: 1710px; }
+.mdn-busy { cursor: progress; }
+.jp-OutputArea-child:has(.mdn-pictures) + .jp-OutputArea-child { display: none; }
 </style>"""
 
 
@@ -106,6 +111,9 @@ class Demo(ipw.VBox):
 
     At a front end drawing happens in a thread, from the first picture on, so that buttons answer meanwhile; what is
     changed in that time, or was stopped, is drawn next. Elsewhere, as in a script, it is done once a value is set.
+
+    It is displayed as two outputs: the widget, and its first pictures in one for viewers that have no widgets. STYLE
+    hides the second where the first is seen.
     """
 
     def __init__(
@@ -123,6 +131,7 @@ class Demo(ipw.VBox):
         self.controls, self.message = {**controls, "projector": projector}, ipw.HTML()
         self.progress, self._actions, self.threaded = progress or Progress(), dict(actions or {}), _watched()
         self._lock, self._changed, self._stale, self._busy = threading.Lock(), set(), set(), False
+        self._columns, self._static = columns, None
         width = "100%" if columns == 1 else f"{98 // columns}%"
         hidden = {"display": "none", "margin": "2px 0"}  # a margin at the sides would make a full width scroll
         self.pictures = tuple(ipw.Image(layout=hidden | {"max_width": width}) for _ in drawings)
@@ -172,6 +181,7 @@ class Demo(ipw.VBox):
         with self._lock:
             self._changed.add(name)
             busy, self._busy = self._busy, True
+            self.add_class("mdn-busy")
         if busy:
             return
         if self.threaded:
@@ -185,8 +195,9 @@ class Demo(ipw.VBox):
             with self._lock:
                 changed, self._changed = self._changed, set()
                 self._busy = bool(changed)
-            if not changed:
-                break
+                if not changed:
+                    self.remove_class("mdn-busy")
+                    break
             self.progress.begin()
             self.say("")
             try:
@@ -199,6 +210,7 @@ class Demo(ipw.VBox):
             except Exception as error:  # nobody reads the traceback of a thread
                 self.say(str(error) or type(error).__name__)
             self.progress.end()
+            self._leave_pictures()
 
     def _mark(self, changed: set[str]) -> None:
         self._stale |= {place for place, _, names in self._drawings if changed & {*names, "projector"}}
@@ -220,10 +232,35 @@ class Demo(ipw.VBox):
         """Show a message under the controls."""
         self.message.value = f"<b style='color:{colour}'>{html.escape(text)}</b>" if text else ""
 
-    def _repr_mimebundle_(self, **kwargs):
-        """The widget and, for viewers that have none, its first picture, if it is drawn already."""
-        first = bytes(self.pictures[0].value)
-        return super()._repr_mimebundle_(**kwargs) | ({"image/png": first} if first else {})
+    def _ipython_display_(self) -> None:
+        display(self._repr_mimebundle_() | {"text/plain": ""}, raw=True)
+        self._static = display({"text/plain": ""}, raw=True, display_id=True)
+        self._leave_pictures()
+
+    def _leave_pictures(self) -> None:
+        """Put the pictures into the output for viewers without widgets, once all are drawn."""
+        with self._lock:
+            pictures = [bytes(picture.value) for picture in self.pictures]
+            output, self._static = (self._static, None) if all(pictures) else (None, self._static)
+        if output is not None:
+            output.update(Image(_side_by_side(pictures, self._columns)))
+
+
+def _side_by_side(pictures: Sequence[bytes], columns: int) -> bytes:
+    """PNG pictures as one, so many in a row."""
+    images = [PIL.Image.open(io.BytesIO(picture)) for picture in pictures]
+    rows = [images[start : start + columns] for start in range(0, len(images), columns)]
+    size = max(sum(image.width for image in row) for row in rows), sum(max(i.height for i in row) for row in rows)
+    sheet, top = PIL.Image.new("RGB", size, "white"), 0
+    for row in rows:
+        left = 0
+        for image in row:
+            sheet.paste(image, (left, top))
+            left += image.width
+        top += max(image.height for image in row)
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 LAID = {"style": {"description_width": "9em"}, "layout": {"width": "22em"}}

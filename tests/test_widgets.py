@@ -9,6 +9,7 @@ import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
+from unittest import mock
 
 import ipywidgets
 import jax
@@ -79,10 +80,28 @@ def png(pixels) -> bytes:
     return buffer.getvalue()
 
 
+def displayed(demo) -> tuple[dict, mock.Mock]:
+    """The data of the widget's output, and the output for viewers without widgets."""
+    with mock.patch.object(widgets, "display") as display:
+        demo._ipython_display_()
+    return display.call_args_list[0].args[0], display.return_value
+
+
+def left(output) -> Image.Image:
+    """The picture that was put there, once."""
+    ((picture,), _) = output.update.call_args
+    assert output.update.call_count == 1 and picture._repr_mimebundle_()[0]["image/png"]
+    return Image.open(io.BytesIO(picture.data))
+
+
 def whole(demo) -> bool:
-    """Whether every picture is one, a viewer without widgets gets the first, and all can be found by class."""
-    data = demo._repr_mimebundle_()
-    assert "application/vnd.jupyter.widget-view+json" in data and data["image/png"] == bytes(demo.pictures[0].value)
+    """Whether every picture is one, a viewer without widgets gets them all, and all can be found by class."""
+    data, output = displayed(demo)
+    assert "application/vnd.jupyter.widget-view+json" in data
+    sheet, sizes = left(output), [Image.open(io.BytesIO(bytes(picture.value))).size for picture in demo.pictures]
+    columns = demo._columns
+    assert sheet.width == max(sum(w for w, _ in sizes[i : i + columns]) for i in range(0, len(sizes), columns))
+    assert sheet.height == sum(max(h for _, h in sizes[i : i + columns]) for i in range(0, len(sizes), columns))
     for number, picture in enumerate(demo.pictures):
         assert bytes(picture.value).startswith(PNG) and f"mdn-picture-{number}" in picture._dom_classes
     for name, control in demo.controls.items():
@@ -176,8 +195,9 @@ def test_the_first_pictures_come_after_the_call_and_can_be_stopped(denoiser, mon
 
     monkeypatch.setattr(Denoiser, "restore", slow)
     demo = widgets.explore_denoising(denoiser, RGB)
-    assert started.wait(30) and demo.progress.layout.visibility == "visible"
-    assert not any(picture.value for picture in demo.pictures) and "image/png" not in demo._repr_mimebundle_()
+    assert started.wait(30) and demo.progress.layout.visibility == "visible" and "mdn-busy" in demo._dom_classes
+    _, output = displayed(demo)
+    assert not any(picture.value for picture in demo.pictures) and not output.update.called
     demo.controls["position"].value = 0.1  # which waits, too
     demo.progress.stop.click()
     go.set()
@@ -187,6 +207,8 @@ def test_the_first_pictures_come_after_the_call_and_can_be_stopped(denoiser, mon
     demo.controls["position"].value = 0.9  # which draws what was left undone, too
     finished(demo)
     assert whole(demo) and demo.reports[0].value and demo.message.value == ""
+    assert left(output).width > Image.open(io.BytesIO(bytes(demo.pictures[0].value))).width
+    assert "mdn-busy" not in demo._dom_classes
     assert {picture.layout.display for picture in demo.pictures} == {None}
 
 
