@@ -627,4 +627,5 @@ class TrainingWatch(ipw.VBox):
         """Draw the curves anew."""
         best, at = history.validation_psnr[history.best], history.step[history.best]
         self.picture.value = figures.plot_history(history)._repr_png_()
-        self.message.value = f"Step {history.step[-1]}; best on validation {best:.2f} dB, at step {at}."
+        where = f"at step {at}" if at else "of the weights that it started from"
+        self.message.value = f"Step {history.step[-1]}; best on validation {best:.2f} dB, {where}."

@@ -23,7 +23,7 @@ from mdn.defects import KINDS
 from mdn.inference import Denoiser
 from mdn.micrographs import Micrograph, read_micrograph, write_micrograph
 from mdn.network import DenoisingNetwork, NetworkConfig
-from mdn.training import TrainingConfig
+from mdn.training import History, TrainingConfig
 
 PNG = b"\x89PNG"
 RGB = (60 + 120 * np.random.default_rng(0).random((40, 60, 3))).astype(np.uint8)
@@ -386,6 +386,12 @@ def test_a_training_is_watched_and_stopped(monkeypatch):
     assert watch.button.description == "Stopped"
     assert all(picture.startswith(PNG) for picture in seen) and seen[0] != seen[1]
     assert f"best on validation {max(history.validation_psnr):.2f} dB" in watch.message.value
+
+
+def test_a_training_that_makes_nothing_better_says_what_is_kept():
+    watch = widgets.TrainingWatch()
+    watch.report(History([0, 5], [0.1, 1.0], [0.1, 0.1], [0.01, 0.02], [20.0, 17.0]))
+    assert watch.message.value == "Step 5; best on validation 20.00 dB, of the weights that it started from."
 
 
 def test_a_training_that_ends_by_itself_was_not_stopped():
