@@ -248,7 +248,7 @@ def test_training_on_your_own_alloy_is_watched_and_stopped(page, lab, uploads):
     assert kept.stat().st_size > 1_000_000 and 0 < report["headline"]["steps"] < 400
     psnr = report["history"]["validation_psnr"]
     assert report["history"]["step"][0] == 0  # the weights in the box, which stay where nothing is better
-    assert page.get_by_text("are these, unchanged").count() == (max(psnr) == psnr[0])
+    assert page.locator(".jp-OutputArea").get_by_text("are these, unchanged").count() == (max(psnr) == psnr[0])
     page.screenshot(path=OUTPUT / "own_alloy-page.png")
 
 
