@@ -184,6 +184,14 @@ def find_micrographs(folder: str | os.PathLike) -> list[Path]:
     return found
 
 
+def other_files(folder: str | os.PathLike) -> list[dict]:
+    """Records, as of `denoise_folder`, of a folder's files that are no TIFF, PNG or JPEG by name; hidden ones apart."""
+    names = [p.name for p in Path(folder).iterdir() if p.is_file() and p.suffix.lower() not in SUFFIXES]
+    reason = f"not read: its name does not end in {', '.join(SUFFIXES)}"
+    found = [os.fsencode(name).decode("utf-8", "replace") for name in sorted(names) if not name.startswith(".")]
+    return [{"file": name, "status": "left out", "reason": reason, "warnings": {}} for name in found]
+
+
 def denoise_folder(
     denoiser: Denoiser,
     files: Sequence[Path],

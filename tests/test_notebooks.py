@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import nbformat
+import papermill
 import pytest
+import reproduce
 from test_reproduce import Links
 
 ROOT = Path(__file__).parent.parent
@@ -65,6 +67,17 @@ def test_cells_are_short_and_define_nothing(notebook):
         assert not re.search(r"pip install|conda install|sys\.path|os\.chdir|^\s*[%!]", cell.source, re.M), cell.source
         defined = [n for n in ast.walk(ast.parse(cell.source)) if isinstance(n, ast.FunctionDef | ast.ClassDef)]
         assert not defined, cell.source
+
+
+# ---- one at a time ----
+
+
+def test_evaluation_says_which_notebook_makes_its_pairs(tmp_path):
+    paths = ROOT / "notebooks" / "04_evaluation.ipynb", tmp_path / "out.ipynb"
+    options = {"kernel_name": reproduce.kernel_name(), "cwd": ROOT / "notebooks", "progress_bar": False}
+    with pytest.raises(papermill.PapermillExecutionError, match="run notebook 03_training first") as raised:
+        papermill.execute_notebook(*paths, {"output_dir": str(tmp_path)}, **options)
+    assert str(tmp_path / "work" / "03_training" / "pairs.zarr") in str(raised.value)
 
 
 # ---- one run of all of them ----
