@@ -133,3 +133,9 @@ def test_evaluation_tells_the_network_beside_the_filters(smoke):
     headline = json.loads((smoke / "04_evaluation.json").read_text())["headline"]
     told = {"network, aligned PSNR", "gain over best filter, aligned PSNR", "gain over noisy, raw PSNR"}
     assert told <= set(headline)
+
+
+def test_the_batch_counts_its_files_in_text_that_papermill_passes_on(smoke):
+    cells = code(nbformat.read(smoke / "06_denoise_your_micrographs.ipynb", as_version=4))
+    told = [output.text for cell in cells for output in cell.outputs if output.output_type == "stream"]
+    assert any("denoising: 100%" in text for text in told), told
