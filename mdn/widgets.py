@@ -55,6 +55,7 @@ STYLE = """<style>
              --jp-widgets-inline-width: 460px; --jp-widgets-inline-label-width: 130px; }
 .mdn-pictures { max-width: 1140px; } .mdn-large .mdn-pictures { max-width: 1710px; }
 .mdn-limits { --jp-widgets-font-size: 0.85em; opacity: 0.75; max-width: 44em; }
+.mdn-limits .widget-html-content { line-height: 1.35; }
 .mdn-busy { cursor: progress; }
 .jp-OutputArea-child:has(.mdn-pictures) + .jp-OutputArea-child { display: none; }
 </style>"""
@@ -356,8 +357,8 @@ class _Choice:
             accept="image/*,.tif,.tiff", multiple=False, description="your own", layout={"width": "auto"}
         )
         self.limits = ipw.HTML(
-            f"TIFF, PNG or JPEG, up to {MOST / 1e6:g} megapixels and {MOST_MB} MB, or 10 MB where JupyterLab "
-            f"was not started by <code>make lab</code>; larger ones by the argument <code>{argument}=</code>"
+            f"TIFF, PNG or JPEG of up to {MOST / 1e6:g} megapixels and, under <code>make lab</code>, {MOST_MB} MB "
+            f"(10 MB in a JupyterLab started otherwise); a larger one by the argument <code>{argument}=</code>"
         )
 
     def __getitem__(self, name: str) -> Sample:

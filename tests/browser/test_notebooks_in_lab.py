@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
+from skimage.feature import match_template
 
 from mdn.defects import KINDS
 
@@ -102,6 +104,23 @@ class Seen:
         with self.page.expect_file_chooser() as chooser:
             self.control("upload").click()
         chooser.value.set_files(path)
+
+    def refuses(self, path: Path) -> None:
+        """Upload what is no image: it is told by name and reason, and the pictures stay."""
+        self.rest()
+        before = self.picture(0).get_attribute("src")
+        self.upload(path)
+        self.says(f"{path.name}: ", "accepted: TIFF")
+        self.rest()
+        assert self.picture(0).get_attribute("src") == before
+
+    def likeness(self, path: Path, number: int = 0) -> float:
+        """Correlation of the middle of a file's image with the picture, at the place where it is largest."""
+        shown, image = self.pixels(number), Image.open(path)
+        width = round(0.98 * shown.shape[1])  # less the figure's margin
+        image = np.asarray(image.resize((width, round(image.height * width / image.width))), float)
+        rows, columns = (slice(n // 4, 3 * n // 4) for n in image.shape)
+        return float(match_template(shown, image[rows, columns]).max())
 
     def follows(self, action, number: int = 0, longest: float = 60) -> float:
         """Do it and wait until the picture's pixels are others; the seconds that took."""
@@ -196,7 +215,7 @@ def notebook(request, page, lab):
 
 @pytest.fixture(scope="module")
 def uploads(tmp_path_factory):
-    """A micrograph, five of an alloy of one's own, and a text that calls itself a micrograph."""
+    """A micrograph, five of an alloy of one's own, one above what JupyterLab takes by itself, and a text."""
     import jax
 
     from mdn.synthesis import stand_in
@@ -206,6 +225,9 @@ def uploads(tmp_path_factory):
         image = (255 * stand_in("etched", (200, 240), key=jax.random.key(number))).astype(np.uint8)
         (folder / name).parent.mkdir(exist_ok=True)
         Image.fromarray(image).save(folder / name)
+    large = np.random.default_rng(0).integers(0, 256, (3400, 3400), np.uint8)
+    large[1700:] //= 2
+    tifffile.imwrite(folder / "large.tif", large)
     (folder / "notes.txt").write_text("this is no image")
     return folder
 
@@ -293,8 +315,7 @@ def blend(seen, uploads, timed):
     seen.keep("all defects")
     timed["blend: upload"] = seen.follows(lambda: seen.upload(uploads / "mine.png"))
     seen.keep("uploaded")
-    seen.upload(uploads / "notes.txt")
-    seen.says("notes.txt", "accepted")
+    seen.refuses(uploads / "notes.txt")
 
 
 def denoising(seen, uploads, timed):
@@ -302,6 +323,15 @@ def denoising(seen, uploads, timed):
     seen.keep("swiped")
     seen.says("ASTM G", where="report")
     timed["denoising: upload"] = seen.follows(lambda: seen.upload(uploads / "mine.png"))
+    seen.rest()
+    seen.follows(lambda: seen.drag("position", 1.0))  # all of it as it was
+    assert seen.likeness(uploads / "mine.png") > 0.97
+    assert seen.likeness(uploads / "own" / "1.png") < 0.5
+    seen.follows(lambda: seen.drag("position", 0.0))  # all of it denoised
+    assert 0.5 < seen.likeness(uploads / "mine.png") < 0.97
+    removed = seen.pixels(1)
+    middle = removed[tuple(slice(n // 3, n // 2) for n in removed.shape)]
+    assert middle.std() > 3  # something was removed
     seen.follows(lambda: seen.control("match").locator("input").click())
     seen.says("no calibration", where="report")
     seen.control("um_per_px").locator("input").fill("0.25")
@@ -310,15 +340,23 @@ def denoising(seen, uploads, timed):
     seen.keep("uploaded")
     seen.control("save").click()
     seen.says("Saved", "mine_denoised")
-    seen.upload(uploads / "notes.txt")
-    seen.says("notes.txt", "accepted")
+    seen.refuses(uploads / "notes.txt")
     seen.keep("refused")
+    seen.follows(lambda: seen.upload(uploads / "large.tif"))
+    seen.rest()
+    seen.says("middle 1024 px of 3400 × 3400", where="report")
+    seen.keep("large")
 
 
 def attention(seen, uploads, timed):
     timed["attention: block"] = seen.follows(lambda: seen.drag("block", 0.9))
     seen.keep("last block")
+    seen.follows(lambda: seen.drag("channel", 0.6))
+    seen.keep("another channel")
     seen.follows(lambda: seen.upload(uploads / "mine.png"))
+    seen.follows(lambda: seen.drag("block", 0.1))
+    seen.keep("uploaded")
+    seen.refuses(uploads / "notes.txt")
 
 
 DEMOS = {"01": phase_field, "02": blend, "04": denoising, "05": attention, "06": denoising}
