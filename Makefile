@@ -12,6 +12,8 @@ NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 RUN       := $(PY) notebooks/reproduce.py
 STUDIES    = rivals uncertainty attention ablation
 BENCHMARKS = phase_field inference training
+# What a browser may send at once: Tornado closes the connection above 10 MB, and an upload would be lost in silence.
+UPLOADS    = '--ServerApp.tornado_settings={"websocket_max_message_size": 200000000}'
 
 # Same seed, same bytes: sets and dicts of strings keep their order from run to run.
 export PYTHONHASHSEED := 0
@@ -50,7 +52,7 @@ figures: env  ## regenerate figures/, always from stand-in micrographs
 	@$(RUN) quick --stand-ins --figures figures $(ARGS)
 
 lab: env  ## open JupyterLab on the notebooks
-	@$(PY) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks $(ARGS)
+	@$(PY) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks $(UPLOADS) $(ARGS)
 
 weights: env  ## train the shipped weights anew, or go on: hours, needs the real micrographs
 	@MPLBACKEND=Agg $(PY) benchmarks/shipped_weights.py $(ARGS)

@@ -23,9 +23,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 from PIL import Image
-from scipy import ndimage
 
-from mdn.burnt_in import free_field, scale_bar_mask
+from mdn.burnt_in import covered, free_field, in_words, scale_bar_mask
 from mdn.figures import plot_quality
 from mdn.files import sweep, write_whole
 from mdn.grains import grain_size, segment_grains
@@ -107,9 +106,7 @@ def denoise_file(
     pixels, scale = micrograph.pixels, micrograph.um_per_px or um_per_px
     scale = float(scale) if scale else None
     bar = scale_bar_mask(pixels)
-    seen = pixels
-    if bar.any() and not bar.all():  # the network sees metal there too, not a black or white box
-        seen = pixels[tuple(ndimage.distance_transform_edt(bar, return_distances=False, return_indices=True))]
+    seen = covered(pixels, bar)
     clean = denoiser(seen)
     clean[bar] = pixels[bar]
     like = dataclasses.replace(micrograph, um_per_px=scale, metadata=_metadata(micrograph))
@@ -166,12 +163,7 @@ def _warnings(record: dict, bar: np.ndarray, field: tuple, denoiser: Denoiser, s
             f"Denoising moved the grain size out of its interval ({moved}): see below which boundaries went or came."
         )
     if bar.any():
-        rows, columns = np.flatnonzero(bar.any(1)), np.flatnonzero(bar.any(0))
-        where = f"rows {rows[0]} to {rows[-1]}, columns {columns[0]} to {columns[-1]}"
-        rest = f"rows {field[0].start} to {field[0].stop - 1}, columns {field[1].start} to {field[1].stop - 1}"
-        said["scale bar"] = (
-            f"Burnt-in scale bar or info strip found and left untouched ({where}); grains are measured on {rest}."
-        )
+        said["scale bar"] = in_words(bar, field)
     try:
         if unlike := familiarity(denoiser, seen).warning:
             said["unlike the training data"] = unlike
@@ -189,6 +181,14 @@ def find_micrographs(folder: str | os.PathLike) -> list[Path]:
     if not found:
         raise ValueError(f"input_dir: {folder.resolve()}; accepted: a folder with {', '.join(SUFFIXES)} files")
     return found
+
+
+def other_files(folder: str | os.PathLike) -> list[dict]:
+    """Records, as of `denoise_folder`, of a folder's files that are no TIFF, PNG or JPEG by name; hidden ones apart."""
+    names = [p.name for p in Path(folder).iterdir() if p.is_file() and p.suffix.lower() not in SUFFIXES]
+    reason = f"not read: its name does not end in {', '.join(SUFFIXES)}"
+    found = [os.fsencode(name).decode("utf-8", "replace") for name in sorted(names) if not name.startswith(".")]
+    return [{"file": name, "status": "left out", "reason": reason, "warnings": {}} for name in found]
 
 
 def denoise_folder(

@@ -114,3 +114,18 @@ def free_field(mask: Bool[np.ndarray, "h w"]) -> tuple[slice, slice]:
         runs.append(((run.stop - run.start) * mask.shape[1 - axis], run))
     (rows, by_rows), (columns, by_columns) = runs
     return (by_rows, slice(0, mask.shape[1])) if rows >= columns else (slice(0, mask.shape[0]), by_columns)
+
+
+def covered(image: np.ndarray, mask: Bool[np.ndarray, "h w"]) -> np.ndarray:
+    """The image with the metal nearest to it in place of what is burnt in, which would mislead a network."""
+    if not mask.any() or mask.all():
+        return image
+    return image[tuple(ndimage.distance_transform_edt(mask, return_distances=False, return_indices=True))]
+
+
+def in_words(mask: Bool[np.ndarray, "h w"], field: tuple[slice, slice]) -> str:
+    """Where it is, and what that means for grains that are measured on `field`."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    where = f"rows {rows[0]} to {rows[-1]}, columns {columns[0]} to {columns[-1]}"
+    rest = f"rows {field[0].start} to {field[0].stop - 1}, columns {field[1].start} to {field[1].stop - 1}"
+    return f"Burnt-in scale bar or info strip found and left untouched ({where}); grains are measured on {rest}."

@@ -108,9 +108,9 @@ class History:
     """What happened, one entry an evaluation.
 
     Attributes:
-        step: optimiser steps done.
+        step: optimiser steps done; 0 where the start was evaluated, too.
         seconds: of training since the start, over all sittings.
-        train_loss: mean of Eq. 11 over the steps since the last entry.
+        train_loss: mean of Eq. 11 over the steps since the last entry; at step 0 that of the first batch.
         validation_loss: MSE on the validation pairs.
         validation_psnr: mean PSNR on the validation pairs, in dB.
     """
@@ -286,6 +286,7 @@ def fit(
     config: TrainingConfig | None = None,
     directory: str | Path | None = None,
     key: Array,
+    keep_start: bool = False,
     progress: bool = True,
     report: Callable[[History], None] | None = None,
     stop: Callable[[], bool] | None = None,
@@ -307,6 +308,7 @@ def fit(
         directory: where checkpoints and history.json go. A run found there is gone on with: from its last
             checkpoint, or, with a warning, from the one before where a checksum says that the last is damaged.
         key: a `jax.random.key`: order of the data and dropout.
+        keep_start: for fine-tuning: whether the weights given are evaluated as step 0, and kept where none are better.
         progress: whether to show a bar with the losses.
         report: called with the history after each evaluation.
         stop: asked after each step; once it is true the network is evaluated a last time and the training ends.
@@ -347,6 +349,21 @@ def fit(
     share = config.batch // jax.process_count()
     rows = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
     shown = progress and jax.process_index() == 0
+
+    def evaluate(number: int, train_loss: float) -> None:
+        error = agreed(np.mean((predict(model, validation[0]) - validation[1]) ** 2, axis=(1, 2)))
+        history.step.append(number)
+        history.seconds.append(earlier + time.monotonic() - clock)
+        history.train_loss.append(train_loss)
+        history.validation_loss.append(float(error.mean()))
+        history.validation_psnr.append(float(np.mean(-10 * np.log10(error))))
+
+    if keep_start and not history.step:
+        noisy, clean = (jnp.asarray(part)[..., None] for part in _batch(*train, config, seed, 0))
+        view = nnx.view(model, deterministic=True, use_running_average=True)
+        evaluate(0, float(loss(view, noisy, clean, config.l2, config.edges)))
+        if report is not None:
+            report(history)
     bar = tqdm(range(start, config.steps), initial=start, total=config.steps, disable=not shown, mininterval=1)
     try:
         for number in bar:
@@ -358,12 +375,7 @@ def fit(
             last = number + 1 == config.steps or (stop is not None and bool(agreed(stop())))
             if last or (number + 1) % config.evaluate_every == 0:
                 nnx.update(model, *_local(state[3]))
-                error = agreed(np.mean((predict(model, validation[0]) - validation[1]) ** 2, axis=(1, 2)))
-                history.step.append(number + 1)
-                history.seconds.append(earlier + time.monotonic() - clock)
-                history.train_loss.append(float(np.mean(losses)))
-                history.validation_loss.append(float(error.mean()))
-                history.validation_psnr.append(float(np.mean(-10 * np.log10(error))))
+                evaluate(number + 1, float(np.mean(losses)))
                 losses = []
                 if history.best == len(history.step) - 1:
                     best = state[3]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import html
+import io
 import os
 import tempfile
 import threading
@@ -18,11 +19,15 @@ from pathlib import Path
 import ipywidgets as ipw
 import jax
 import numpy as np
+import PIL.Image
+import pooch
 from flax import nnx
 from IPython import get_ipython
+from IPython.display import Image, display
 
 from mdn import figures, training
 from mdn.attention import attention_maps
+from mdn.burnt_in import covered, free_field, in_words, scale_bar_mask
 from mdn.defects import CAMERA, KINDS, SURFACE, DefectStrengths
 from mdn.grains import grain_size, segment_grains
 from mdn.inference import Denoiser, load_denoiser
@@ -43,11 +48,16 @@ LARGEST = 1024  # px a side of what is shown denoised: the middle of a larger mi
 CELLS = 160  # a side of the growing grains
 ASSUMED = 0.5  # um per pixel of what no microscope has seen
 MOST = 25_000_000  # px of an upload
+MOST_MB = 200  # of an upload, as `make lab` sets it; by itself JupyterLab drops what is above 10 MB, without a word
 DPI = {False: 120, True: 180}  # of pictures, by whether they are for a projector
 STYLE = """<style>
 .mdn-large { font-size: 21px; --jp-widgets-font-size: 21px; --jp-widgets-inline-height: 40px;
              --jp-widgets-inline-width: 460px; --jp-widgets-inline-label-width: 130px; }
 .mdn-pictures { max-width: 1140px; } .mdn-large .mdn-pictures { max-width: 1710px; }
+.mdn-limits { --jp-widgets-font-size: 0.85em; opacity: 0.75; max-width: 44em; }
+.mdn-limits .widget-html-content { line-height: 1.35; }
+.mdn-busy { cursor: progress; }
+.jp-OutputArea-child:has(.mdn-pictures) + .jp-OutputArea-child { display: none; }
 </style>"""
 
 
@@ -106,6 +116,9 @@ class Demo(ipw.VBox):
 
     At a front end drawing happens in a thread, from the first picture on, so that buttons answer meanwhile; what is
     changed in that time, or was stopped, is drawn next. Elsewhere, as in a script, it is done once a value is set.
+
+    It is displayed as two outputs: the widget, and its first pictures in one for viewers that have no widgets. STYLE
+    hides the second where the first is seen.
     """
 
     def __init__(
@@ -123,6 +136,7 @@ class Demo(ipw.VBox):
         self.controls, self.message = {**controls, "projector": projector}, ipw.HTML()
         self.progress, self._actions, self.threaded = progress or Progress(), dict(actions or {}), _watched()
         self._lock, self._changed, self._stale, self._busy = threading.Lock(), set(), set(), False
+        self._columns, self._static = columns, None
         width = "100%" if columns == 1 else f"{98 // columns}%"
         hidden = {"display": "none", "margin": "2px 0"}  # a margin at the sides would make a full width scroll
         self.pictures = tuple(ipw.Image(layout=hidden | {"max_width": width}) for _ in drawings)
@@ -172,6 +186,7 @@ class Demo(ipw.VBox):
         with self._lock:
             self._changed.add(name)
             busy, self._busy = self._busy, True
+            self.add_class("mdn-busy")
         if busy:
             return
         if self.threaded:
@@ -185,8 +200,9 @@ class Demo(ipw.VBox):
             with self._lock:
                 changed, self._changed = self._changed, set()
                 self._busy = bool(changed)
-            if not changed:
-                break
+                if not changed:
+                    self.remove_class("mdn-busy")
+                    break
             self.progress.begin()
             self.say("")
             try:
@@ -199,6 +215,7 @@ class Demo(ipw.VBox):
             except Exception as error:  # nobody reads the traceback of a thread
                 self.say(str(error) or type(error).__name__)
             self.progress.end()
+            self._leave_pictures()
 
     def _mark(self, changed: set[str]) -> None:
         self._stale |= {place for place, _, names in self._drawings if changed & {*names, "projector"}}
@@ -220,10 +237,35 @@ class Demo(ipw.VBox):
         """Show a message under the controls."""
         self.message.value = f"<b style='color:{colour}'>{html.escape(text)}</b>" if text else ""
 
-    def _repr_mimebundle_(self, **kwargs):
-        """The widget and, for viewers that have none, its first picture, if it is drawn already."""
-        first = bytes(self.pictures[0].value)
-        return super()._repr_mimebundle_(**kwargs) | ({"image/png": first} if first else {})
+    def _ipython_display_(self) -> None:
+        display(self._repr_mimebundle_() | {"text/plain": ""}, raw=True)
+        self._static = display({"text/plain": ""}, raw=True, display_id=True)
+        self._leave_pictures()
+
+    def _leave_pictures(self) -> None:
+        """Put the pictures into the output for viewers without widgets, once all are drawn."""
+        with self._lock:
+            pictures = [bytes(picture.value) for picture in self.pictures]
+            output, self._static = (self._static, None) if all(pictures) else (None, self._static)
+        if output is not None:
+            output.update(Image(_side_by_side(pictures, self._columns)))
+
+
+def _side_by_side(pictures: Sequence[bytes], columns: int) -> bytes:
+    """PNG pictures as one, so many in a row."""
+    images = [PIL.Image.open(io.BytesIO(picture)) for picture in pictures]
+    rows = [images[start : start + columns] for start in range(0, len(images), columns)]
+    size = max(sum(image.width for image in row) for row in rows), sum(max(i.height for i in row) for row in rows)
+    sheet, top = PIL.Image.new("RGB", size, "white"), 0
+    for row in rows:
+        left = 0
+        for image in row:
+            sheet.paste(image, (left, top))
+            left += image.width
+        top += max(image.height for image in row)
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 LAID = {"style": {"description_width": "9em"}, "layout": {"width": "22em"}}
@@ -254,12 +296,19 @@ class Sample:
     made_up: bool = False
 
 
+def _at_hand(file: str) -> bool:
+    """Whether a registered file lies in the folder that MDN_MICROGRAPHS names, or in the cache."""
+    folders = filter(None, (os.environ.get("MDN_MICROGRAPHS"), pooch.os_cache("mdn")))
+    return any((Path(folder).expanduser() / file).is_file() for folder in folders)
+
+
 def _registered(name: str) -> Sample:
-    """A real micrograph within its usable box."""
+    """A real micrograph within its usable box, with its boundaries where these are traced and at hand."""
     image, source = load_source(name), sources()[name]
     left, top, right, low = source.box or (0, 0, image.pixels.shape[1], image.pixels.shape[0])
     pixels = image.pixels[top:low, left:right]
-    return Sample(replace(image, pixels=pixels), traced_boundaries(name) if source.traced else None)
+    traced = source.traced and _at_hand(source.traced)
+    return Sample(replace(image, pixels=pixels), traced_boundaries(name) if traced else None)
 
 
 def _made_up(pixels: np.ndarray) -> Sample:
@@ -277,11 +326,17 @@ def _simulated(shape: tuple[int, int]) -> Sample:
 class _Choice:
     """Micrographs to pick from by name, and an upload that adds to them; `self[name]` draws or reads a `Sample`.
 
-    One that is given, a simulated pair if wanted, stand-ins of `shape`, and the registered ones that lie in the folder
-    that MDN_MICROGRAPHS names.
+    One that is given, a simulated pair if wanted, stand-ins of `shape`, and the registered ones that need no download.
     """
 
-    def __init__(self, shape: tuple[int, int], given: Micrograph | np.ndarray | None = None, *, pair: bool = False):
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        given: Micrograph | np.ndarray | None = None,
+        *,
+        argument: str = "micrograph",
+        pair: bool = False,
+    ):
         self._samples: dict[str, Callable[[], Sample]] = {}
         self._um_per_px: dict[str, float | None] = {}  # of those that are not made up
         if given is not None:
@@ -292,9 +347,8 @@ class _Choice:
         for number, kind in enumerate(STAND_INS):
             draw = functools.partial(stand_in, kind, shape, key=jax.random.key(number))
             self._samples[f"stand-in, {kind}"] = functools.cache(lambda d=draw: _made_up(d()))
-        folder = os.environ.get("MDN_MICROGRAPHS")
-        for name, source in sources().items() if folder else ():
-            if source.use != "annotation" and (Path(folder).expanduser() / source.file).is_file():
+        for name, source in sources().items():
+            if source.use != "annotation" and _at_hand(source.file):
                 self._samples[name] = functools.cache(functools.partial(_registered, name))
                 self._um_per_px[name] = source.um_per_px
         fitting = {"style": {"description_width": "initial"}, "layout": {"width": "22em"}}
@@ -302,7 +356,10 @@ class _Choice:
         self.upload = ipw.FileUpload(
             accept="image/*,.tif,.tiff", multiple=False, description="your own", layout={"width": "auto"}
         )
-        self.upload.tooltip = "TIFF, PNG or JPEG of up to 10 MB, which is what Jupyter takes from a browser"
+        self.limits = ipw.HTML(
+            f"TIFF, PNG or JPEG of up to {MOST / 1e6:g} megapixels and, under <code>make lab</code>, {MOST_MB} MB "
+            f"(10 MB in a JupyterLab started otherwise); a larger one by the argument <code>{argument}=</code>"
+        )
 
     def __getitem__(self, name: str) -> Sample:
         return self._samples[name]()
@@ -388,7 +445,7 @@ def explore_blend(reference: Micrograph | np.ndarray | None = None) -> Demo:
     reference: a micrograph to start with, [H, W] or [H, W, 3]; stand-ins and uploads can be picked as well.
     """
     shape, progress = (256, 256), Progress()
-    choice = _Choice(shape, reference)
+    choice = _Choice(shape, reference, argument="reference")
 
     @functools.cache
     def structure():
@@ -404,7 +461,8 @@ def explore_blend(reference: Micrograph | np.ndarray | None = None) -> Demo:
 
     usual = DefectStrengths()
     sliders = {kind: _slider(kind.replace("_", " "), float(getattr(usual, kind))) for kind in KINDS}
-    controls = {"micrograph": choice.pick, "upload": choice.upload, "magnitude": _slider("magnitude of f", 1.0)}
+    controls = {"micrograph": choice.pick, "upload": choice.upload, "limits": choice.limits}
+    controls |= {"magnitude": _slider("magnitude of f", 1.0)}
     groups = {"of the surface, strength 0 to 1": SURFACE, "of the camera": CAMERA}
     groups = {f"Defects {title}": [defect.__name__ for defect in kinds] for title, kinds in groups.items()}
     drawings = [(panels, ("micrograph", "magnitude", *KINDS))]
@@ -428,28 +486,45 @@ def explore_denoising(
     choice = _Choice((256, 256), micrograph, pair=True)
 
     @functools.lru_cache(maxsize=4)
+    def burnt_in(name):
+        progress(0, "looking for a burnt-in scale bar")
+        return scale_bar_mask(choice[name].micrograph.pixels)
+
+    @functools.lru_cache(maxsize=4)
     def restored(name, whole):
-        pixels = choice[name].micrograph.pixels
-        pixels = pixels if whole else _middle(pixels, (LARGEST, LARGEST))
-        return pixels, denoiser.restore(luminance(pixels), report=lambda share: progress(0.7 * share, "denoising"))
+        """The pixels, where something is burnt in, what the network sees, and what it makes of that."""
+        pixels, bar = choice[name].micrograph.pixels, burnt_in(name)
+        if not whole:
+            pixels, bar = (_middle(part, (LARGEST, LARGEST)) for part in (pixels, bar))
+        seen = covered(pixels, bar)
+        clean = denoiser.restore(luminance(seen), report=lambda share: progress(0.7 * share, "denoising"))
+        return pixels, bar, seen, clean
 
     def pair(name, match, whole=False):
         whole = whole or max(choice[name].micrograph.pixels.shape[:2]) <= LARGEST  # then both are one
-        pixels, clean = restored(name, whole)
-        return pixels, denoiser.finish(pixels, clean, match_histogram=match)
+        pixels, bar, seen, clean = restored(name, whole)
+        clean = denoiser.finish(seen, clean, match_histogram=match)
+        clean[bar] = pixels[bar]
+        return pixels, clean
+
+    def bar_shown(name):
+        return _middle(burnt_in(name), (LARGEST, LARGEST))
 
     @functools.lru_cache(maxsize=8)
     def measured(name, match):
-        """Boundaries and grains, of the denoised micrograph or, where `match` is None, of the given one."""
-        image = luminance(pair(name, bool(match))[match is not None])
+        """Boundaries and grains beside what is burnt in: of the denoised micrograph or, with None, of the given one."""
+        image, field = luminance(pair(name, bool(match))[match is not None]), free_field(bar_shown(name))
         progress(0.7 if match is None else 0.85, "looking for boundaries and grains")
-        return image, detect_boundaries(image), segment_grains(image)
+        found = np.zeros(image.shape, bool)
+        found[field] = detect_boundaries(image[field])
+        return image, found, segment_grains(image[field])
 
-    def swipe(micrograph, match, position):
-        return figures.plot_swipe(*pair(micrograph, match), position, um_per_px=choice.um_per_px(micrograph))
+    def swipe(micrograph, match, position, um_per_px):
+        scale = None if bar_shown(micrograph).any() else um_per_px or None  # it has one already
+        return figures.plot_swipe(*pair(micrograph, match), position, um_per_px=scale)
 
-    def removed(micrograph, match):
-        return figures.plot_removed(*pair(micrograph, match), um_per_px=choice.um_per_px(micrograph))
+    def removed(micrograph, match, um_per_px):
+        return figures.plot_removed(*pair(micrograph, match), um_per_px=um_per_px or None)
 
     def boundaries(title, name, match):
         image, found, _ = measured(name, match)
@@ -470,6 +545,8 @@ def explore_denoising(
         size, lines = choice[micrograph].micrograph.pixels.shape[:2], []
         if max(size) > LARGEST:
             lines.append(f"Shown is the middle {LARGEST} px of {size[1]} × {size[0]}; Save denoises the whole.")
+        if (bar := bar_shown(micrograph)).any():
+            lines.append(in_words(bar, free_field(bar)))
         if choice[micrograph].made_up and um_per_px == ASSUMED:
             lines.append(f"This picture is made up: {ASSUMED:g} µm per px is assumed.")
         for title, key in (("before", None), ("after", match)):
@@ -503,7 +580,8 @@ def explore_denoising(
         return f"Saved {path.resolve()}" + ("" if calibration else ", without a calibration: none is known")
 
     controls = {
-        "micrograph": choice.pick, "upload": choice.upload, "position": _slider("swipe", 0.5),
+        "micrograph": choice.pick, "upload": choice.upload, "limits": choice.limits,
+        "position": _slider("swipe", 0.5),
         "match": ipw.Checkbox(True, description="match histogram", indent=False, layout={"margin": "0 1em"}),
         "um_per_px": ipw.BoundedFloatText(min=0, max=1e4, step=0.01, description="µm per px", **LAID),
         "save": ipw.Button(description="Save", icon="save", tooltip="the whole denoised micrograph, as TIFF"),
@@ -515,17 +593,20 @@ def explore_denoising(
     calibrate()
     choice.pick.observe(calibrate, "value")  # before the demo follows it
     drawings = [
-        (swipe, ("micrograph", "match", "position")), (removed, ("micrograph", "match")),
+        (swipe, ("micrograph", "match", "position", "um_per_px")), (removed, ("micrograph", "match", "um_per_px")),
         (boundaries_before, ("micrograph",)), (boundaries_after, ("micrograph", "match")),
     ]  # fmt: skip
     reports, actions = [(report, ("micrograph", "match", "um_per_px"))], {"save": save}
     return choice.serve(Demo(controls, drawings, reports=reports, actions=actions, progress=progress, columns=2))
 
 
-def explore_attention(denoiser: Denoiser | None = None) -> Demo:
-    """Channel weights, spatial map and one channel's features, block by block. Default: the shipped weights."""
+def explore_attention(denoiser: Denoiser | None = None, micrograph: Micrograph | np.ndarray | None = None) -> Demo:
+    """Channel weights, spatial map and one channel's features, block by block.
+
+    denoiser, micrograph: as of `explore_denoising`; shown is the middle of 384 px.
+    """
     denoiser, progress = denoiser or load_denoiser(), Progress()
-    choice, config = _Choice((256, 256)), denoiser.network.config
+    choice, config = _Choice((256, 256), micrograph), denoiser.network.config
 
     @functools.lru_cache(maxsize=4)
     def maps(micrograph):
@@ -538,8 +619,8 @@ def explore_attention(denoiser: Denoiser | None = None) -> Demo:
         return figures.plot_block(maps(micrograph), block=block - 1, channel=channel - 1)
 
     controls = {
-        "micrograph": choice.pick, "upload": choice.upload, "block": _slider("block", 1, 1, config.blocks, 1),
-        "channel": _slider("channel", 1, 1, config.width, 1),
+        "micrograph": choice.pick, "upload": choice.upload, "limits": choice.limits,
+        "block": _slider("block", 1, 1, config.blocks, 1), "channel": _slider("channel", 1, 1, config.width, 1),
     }  # fmt: skip
     drawings = [
         (block_by_block, ("micrograph", "block", "channel")),
@@ -590,4 +671,5 @@ class TrainingWatch(ipw.VBox):
         """Draw the curves anew."""
         best, at = history.validation_psnr[history.best], history.step[history.best]
         self.picture.value = figures.plot_history(history)._repr_png_()
-        self.message.value = f"Step {history.step[-1]}; best on validation {best:.2f} dB, at step {at}."
+        where = f"at step {at}" if at else "of the weights that it started from"
+        self.message.value = f"Step {history.step[-1]}; best on validation {best:.2f} dB, {where}."

@@ -370,7 +370,8 @@ def update_readme(run: Run, root: Path) -> None:
     for nb in run.notebooks:
         entry = run.entries.get(nb.stem, {})
         figures = ", ".join(f"[{Path(f).stem}](figures/{f})" for f in entry.get("figures", []) if f.startswith("fig"))
-        rows.append(f"| [{title(nb)}](notebooks/{nb.name}) | {figures} | {entry.get('minutes', 0):.1f} |")
+        first = ", to be run after 3" if nb.stem == "04_evaluation" else ""
+        rows.append(f"| [{title(nb)}](notebooks/{nb.name}){first} | {figures} | {entry.get('minutes', 0):.1f} |")
     text = between(readme.read_text(encoding="utf-8"), "minutes", rows)
     results = read_json(root / "benchmarks" / "results" / "rivals.json").get("table")
     if results:

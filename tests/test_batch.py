@@ -106,6 +106,22 @@ def test_what_cannot_be_read_is_listed_with_its_reason(mixed):
     assert set(left_out) == {"=broken.tif", "cut.jpg", "dangling.png", "folder.tif"} and all(left_out.values())
 
 
+def test_other_files_are_listed_too(mixed, tmp_path):
+    folder, _, records = mixed
+    assert batch.other_files(folder) == []
+    for name in ("b.bmp", "notes.txt", "no suffix", ".hidden.txt", "c.TIF"):
+        (tmp_path / name).write_text("text")
+    (tmp_path / "folder.txt").mkdir()
+    others = batch.other_files(tmp_path)
+    assert [record["file"] for record in others] == ["b.bmp", "no suffix", "notes.txt"]
+    report.write_table([*records.values(), *others], tmp_path / "denoised.csv")
+    with (tmp_path / "denoised.csv").open(encoding="utf-8-sig", newline="") as file:
+        rows = {row["file"]: row for row in csv.DictReader(file)}
+    assert rows["b.bmp"]["status"] == "left out" and ".tif" in rows["b.bmp"]["reason"]
+    page = Page(report.summary([*records.values(), *others]))
+    assert "b.bmp" in page.text and f"{len(others) + 4} left out" in page.text
+
+
 def test_the_table_has_a_line_a_file_and_no_formulas(mixed, tmp_path):
     _, _, records = mixed
     report.write_table(list(records.values()), tmp_path / "denoised.csv")

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import nbformat
+import papermill
 import pytest
+import reproduce
 from test_reproduce import Links
 
 ROOT = Path(__file__).parent.parent
@@ -67,6 +69,17 @@ def test_cells_are_short_and_define_nothing(notebook):
         assert not defined, cell.source
 
 
+# ---- one at a time ----
+
+
+def test_evaluation_says_which_notebook_makes_its_pairs(tmp_path):
+    paths = ROOT / "notebooks" / "04_evaluation.ipynb", tmp_path / "out.ipynb"
+    options = {"kernel_name": reproduce.kernel_name(), "cwd": ROOT / "notebooks", "progress_bar": False}
+    with pytest.raises(papermill.PapermillExecutionError, match="run notebook 03_training first") as raised:
+        papermill.execute_notebook(*paths, {"output_dir": str(tmp_path)}, **options)
+    assert str(tmp_path / "work" / "03_training" / "pairs.zarr") in str(raised.value)
+
+
 # ---- one run of all of them ----
 
 
@@ -107,17 +120,22 @@ def test_run_leaves_a_page_a_figure_and_finite_numbers(smoke, name):
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("03")])
-def test_a_demo_leaves_a_picture_where_there_is_no_front_end(smoke, name):
+def test_a_demo_leaves_its_pictures_where_there_is_no_front_end(smoke, name):
     cells = [c for c in code(nbformat.read(smoke / f"{name}.ipynb", as_version=4)) if "mdn.widgets.explore" in c.source]
-    shown = [output.get("data", {}) for cell in cells for output in cell.outputs]
-    demos = [data for data in shown if "application/vnd.jupyter.widget-view+json" in data]
-    assert demos and all("image/png" in data for data in demos)
+    widget, pictures = [output["data"] for cell in cells for output in cell.outputs]
+    assert "application/vnd.jupyter.widget-view+json" in widget
     page = (smoke / f"{name}.html").read_text()
-    assert all(data["image/png"].strip()[:200].replace("\n", "") in page.replace("\n", "") for data in demos)
-    assert "html-manager" not in page
+    assert pictures["image/png"].strip()[:200].replace("\n", "") in page.replace("\n", "")
+    assert "html-manager" not in page and "Demo(children" not in page
 
 
 def test_evaluation_tells_the_network_beside_the_filters(smoke):
     headline = json.loads((smoke / "04_evaluation.json").read_text())["headline"]
     told = {"network, aligned PSNR", "gain over best filter, aligned PSNR", "gain over noisy, raw PSNR"}
     assert told <= set(headline)
+
+
+def test_the_batch_counts_its_files_in_text_that_papermill_passes_on(smoke):
+    cells = code(nbformat.read(smoke / "06_denoise_your_micrographs.ipynb", as_version=4))
+    told = [output.text for cell in cells for output in cell.outputs if output.output_type == "stream"]
+    assert any("denoising: 100%" in text for text in told), told

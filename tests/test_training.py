@@ -115,6 +115,41 @@ def test_it_ends_with_the_best_weights():
     assert min(history.validation_psnr) < max(history.validation_psnr)
 
 
+@pytest.fixture(scope="module")
+def trained():
+    """Weights worth keeping."""
+    model, config = network(), TrainingConfig(steps=40, batch=4, crop=16, learning_rate=5e-3, evaluate_every=40)
+    fit(model, pairs(), pairs(2, seed=9), config=config, key=KEY, progress=False)
+    return nnx.state(model)
+
+
+def fine_tuned(trained, rate, **options):
+    model, config = network(), replace(CONFIG, learning_rate=rate)
+    nnx.update(model, trained)
+    before = [np.array(leaf) for leaf in leaves(model)]
+    history = fit(model, pairs(), pairs(2, seed=9), config=config, key=KEY, progress=False, **options)
+    return history, all(np.array_equal(a, b) for a, b in zip(leaves(model), before, strict=True))
+
+
+def test_fine_tuning_keeps_its_start_where_nothing_is_better(trained):
+    history, kept = fine_tuned(trained, 0.3, keep_start=True)
+    assert history.step == [0, 2, 4, 6] and history.best == 0 and kept
+    assert np.isfinite(history.train_loss).all()
+    ordinary, kept = fine_tuned(trained, 0.3)
+    assert not kept and ordinary.validation_psnr == history.validation_psnr[1:]
+    history, kept = fine_tuned(trained, 1e-3, keep_start=True)
+    assert history.best > 0 and not kept
+
+
+def test_fine_tuning_goes_on_with_the_start_that_it_evaluated(trained, tmp_path):
+    whole, _ = fine_tuned(trained, 0.3, keep_start=True)
+    options = {"directory": tmp_path, "keep_start": True}
+    fine_tuned(trained, 0.3, **options, stop=iter([False, False, True]).__next__)
+    history, kept = fine_tuned(trained, 0.3, **options)
+    assert history.validation_psnr[0] == whole.validation_psnr[0] and kept
+    assert history.step == [0, 2, 3, 4, 6] and history.validation_psnr[3:] == whole.validation_psnr[2:]
+
+
 def test_train_step_lowers_the_loss():
     noisy, clean = pairs(4)
     model, moments, values = network(), None, []

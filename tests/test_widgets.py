@@ -8,21 +8,25 @@ import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import ipywidgets
 import jax
 import numpy as np
+import pooch
 import pytest
 from flax import nnx
 from PIL import Image
 
 from mdn import figures, widgets
+from mdn.burnt_in import free_field, scale_bar_mask
 from mdn.defects import KINDS
 from mdn.inference import Denoiser
-from mdn.micrographs import Micrograph, read_micrograph, write_micrograph
+from mdn.micrographs import Micrograph, read_micrograph, sources, write_micrograph
 from mdn.network import DenoisingNetwork, NetworkConfig
-from mdn.training import TrainingConfig
+from mdn.training import History, TrainingConfig
 
 PNG = b"\x89PNG"
 RGB = (60 + 120 * np.random.default_rng(0).random((40, 60, 3))).astype(np.uint8)
@@ -43,6 +47,7 @@ def growing():
 @pytest.fixture
 def denoising(denoiser, tmp_path, monkeypatch):
     monkeypatch.delenv("MDN_MICROGRAPHS", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     image = Micrograph(pixels=np.random.default_rng(1).random((48, 64), np.float32), um_per_px=0.5)
     return widgets.explore_denoising(denoiser, image, save_to=tmp_path)
 
@@ -79,15 +84,33 @@ def png(pixels) -> bytes:
     return buffer.getvalue()
 
 
+def displayed(demo) -> tuple[dict, mock.Mock]:
+    """The data of the widget's output, and the output for viewers without widgets."""
+    with mock.patch.object(widgets, "display") as display:
+        demo._ipython_display_()
+    return display.call_args_list[0].args[0], display.return_value
+
+
+def left(output) -> Image.Image:
+    """The picture that was put there, once."""
+    ((picture,), _) = output.update.call_args
+    assert output.update.call_count == 1 and picture._repr_mimebundle_()[0]["image/png"]
+    return Image.open(io.BytesIO(picture.data))
+
+
 def whole(demo) -> bool:
-    """Whether every picture is one, a viewer without widgets gets the first, and all can be found by class."""
-    data = demo._repr_mimebundle_()
-    assert "application/vnd.jupyter.widget-view+json" in data and data["image/png"] == bytes(demo.pictures[0].value)
+    """Whether every picture is one, a viewer without widgets gets them all, and all can be found by class."""
+    data, output = displayed(demo)
+    assert "application/vnd.jupyter.widget-view+json" in data
+    sheet, sizes = left(output), [Image.open(io.BytesIO(bytes(picture.value))).size for picture in demo.pictures]
+    columns = demo._columns
+    assert sheet.width == max(sum(w for w, _ in sizes[i : i + columns]) for i in range(0, len(sizes), columns))
+    assert sheet.height == sum(max(h for _, h in sizes[i : i + columns]) for i in range(0, len(sizes), columns))
     for number, picture in enumerate(demo.pictures):
         assert bytes(picture.value).startswith(PNG) and f"mdn-picture-{number}" in picture._dom_classes
     for name, control in demo.controls.items():
         assert f"mdn-{name}" in control._dom_classes
-        assert control.description
+        assert control.description or control.value
         assert not getattr(control, "continuous_update", False)  # sliders wait for the release
     return isinstance(demo, ipywidgets.VBox) and "mdn-demo" in demo._dom_classes
 
@@ -176,8 +199,9 @@ def test_the_first_pictures_come_after_the_call_and_can_be_stopped(denoiser, mon
 
     monkeypatch.setattr(Denoiser, "restore", slow)
     demo = widgets.explore_denoising(denoiser, RGB)
-    assert started.wait(30) and demo.progress.layout.visibility == "visible"
-    assert not any(picture.value for picture in demo.pictures) and "image/png" not in demo._repr_mimebundle_()
+    assert started.wait(30) and demo.progress.layout.visibility == "visible" and "mdn-busy" in demo._dom_classes
+    _, output = displayed(demo)
+    assert not any(picture.value for picture in demo.pictures) and not output.update.called
     demo.controls["position"].value = 0.1  # which waits, too
     demo.progress.stop.click()
     go.set()
@@ -187,6 +211,8 @@ def test_the_first_pictures_come_after_the_call_and_can_be_stopped(denoiser, mon
     demo.controls["position"].value = 0.9  # which draws what was left undone, too
     finished(demo)
     assert whole(demo) and demo.reports[0].value and demo.message.value == ""
+    assert left(output).width > Image.open(io.BytesIO(bytes(demo.pictures[0].value))).width
+    assert "mdn-busy" not in demo._dom_classes
     assert {picture.layout.display for picture in demo.pictures} == {None}
 
 
@@ -206,6 +232,32 @@ def test_denoising(denoising):
     assert changed(demo, "position", 0.2) == [True, False, False, False]  # only the swipe
     assert changed(demo, "match", False)[:2] == [True, True]
     assert changed(demo, "micrograph", "stand-in, textured") == [True] * 4
+
+
+def test_the_scale_bars_are_those_of_the_size_typed_in(denoising):
+    assert changed(denoising, "um_per_px", 2.0) == [True, True, False, False]
+    assert changed(denoising, "um_per_px", 0.0) == [True, True, False, False]
+
+
+def test_a_burnt_in_scale_bar_is_left_and_grains_are_measured_beside_it(denoiser, tmp_path, monkeypatch):
+    image, drawn, seen = 60 + RGB[..., 0].repeat(3, 0).repeat(4, 1) // 2, [], []
+    image[90:95, 40:140] = 255
+    mask = scale_bar_mask(image)
+    assert mask[90:95, 40:140].all() and mask.mean() < 0.3
+    restore, swipe, segment = Denoiser.restore, figures.plot_swipe, widgets.segment_grains
+    monkeypatch.setattr(Denoiser, "restore", lambda self, grey, **o: seen.append(grey) or restore(self, grey, **o))
+    monkeypatch.setattr(figures, "plot_swipe", lambda *a, **k: drawn.append((a, k)) or swipe(*a, **k))
+    monkeypatch.setattr(widgets, "segment_grains", lambda grey: seen.append(grey) or segment(grey))
+    demo = widgets.explore_denoising(denoiser, Micrograph(pixels=image, um_per_px=0.5), save_to=tmp_path)
+    (before, after, _), look = drawn[0]
+    assert (before[mask] == after[mask]).all() and (before[~mask] != after[~mask]).any()
+    assert look["um_per_px"] is None  # no second bar
+    assert seen[0].max() < 0.8  # the network sees no white box
+    assert {grey.shape for grey in seen[1:]} == {image[free_field(mask)].shape} != {image.shape}
+    assert "left untouched" in demo.reports[0].value
+    demo.controls["save"].click()
+    saved = read_micrograph(tmp_path / "given_denoised.tif").pixels
+    assert (saved[mask] == image[mask]).all()
 
 
 def test_the_swipe_and_the_histogram_need_no_pass_through_the_network(denoising, monkeypatch):
@@ -291,6 +343,26 @@ def test_attention(denoiser):
     assert changed(demo, "micrograph", "stand-in, textured") == [True, True]
 
 
+def test_attention_of_a_micrograph_that_is_given(denoiser):
+    given, other = widgets.explore_attention(denoiser, RGB), widgets.explore_attention(denoiser)
+    assert given.controls["micrograph"].value == "given" and given.pictures[0].value != other.pictures[0].value
+
+
+def test_real_micrographs_are_offered_where_the_cache_has_them(denoiser, tmp_path, monkeypatch):
+    monkeypatch.delenv("MDN_MICROGRAPHS", raising=False)
+    monkeypatch.setattr(pooch, "os_cache", lambda project: tmp_path / project)
+    monkeypatch.setattr("mdn.micrographs._answers", lambda host: False)  # no download
+    (tmp_path / "mdn").mkdir()
+    steel = tmp_path / "mdn" / "steel_nist.tif"
+    steel.write_bytes(b"bytes")
+    assert {"steel_nist"} == {*widgets._Choice((64, 64)).pick.options} & {*sources()}
+    grey = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
+    Image.fromarray(grey).save(steel)
+    monkeypatch.setattr(widgets, "load_source", lambda name: read_micrograph(steel))
+    sample = widgets._Choice((64, 64))["steel_nist"]
+    assert sample.truth is None and (sample.micrograph.pixels == grey).all()  # its traced boundaries are not at hand
+
+
 def test_real_micrographs_are_offered_where_the_folder_has_them(denoising, denoiser, tmp_path, monkeypatch):
     assert "iron_nital" not in denoising.controls["micrograph"].options
     monkeypatch.setenv("MDN_MICROGRAPHS", str(tmp_path))
@@ -334,6 +406,13 @@ def test_an_upload_that_is_no_image_says_so(denoising, monkeypatch, name, conten
     assert denoising.pictures[0].value != first
 
 
+def test_the_limits_of_an_upload_are_in_sight_and_those_of_make_lab(denoising):
+    text = denoising.controls["limits"].value
+    assert "25 megapixels" in text and f"{widgets.MOST_MB} MB" in text and "<code>micrograph=</code>" in text
+    makefile = (Path(__file__).parent.parent / "Makefile").read_text()
+    assert f'{{"websocket_max_message_size": {widgets.MOST_MB}000000}}' in makefile
+
+
 def test_two_uploads_of_one_name(denoising):
     upload(denoising, "mine.png", png(RGB))
     first = bytes(denoising.pictures[0].value)
@@ -364,6 +443,12 @@ def test_a_training_is_watched_and_stopped(monkeypatch):
     assert watch.button.description == "Stopped"
     assert all(picture.startswith(PNG) for picture in seen) and seen[0] != seen[1]
     assert f"best on validation {max(history.validation_psnr):.2f} dB" in watch.message.value
+
+
+def test_a_training_that_makes_nothing_better_says_what_is_kept():
+    watch = widgets.TrainingWatch()
+    watch.report(History([0, 5], [0.1, 1.0], [0.1, 0.1], [0.01, 0.02], [20.0, 17.0]))
+    assert watch.message.value == "Step 5; best on validation 20.00 dB, of the weights that it started from."
 
 
 def test_a_training_that_ends_by_itself_was_not_stopped():

@@ -7,6 +7,8 @@ continuous integration, makes that a failure.
 
 import json
 import os
+import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -97,6 +99,7 @@ def lab(tmp_path_factory):
     environment.pop("MPLBACKEND", None)
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.port={port}"]
     command += ["--ServerApp.ip=127.0.0.1", f"--ServerApp.root_dir={folder}", f"--IdentityProvider.token={TOKEN}"]
+    command += shlex.split(re.search("^UPLOADS *= (.*)$", (ROOT / "Makefile").read_text(), re.M)[1])  # as `make lab`
     command += ["--LabApp.expose_app_in_browser=True", "--LabApp.news_url=None", "--ServerApp.port_retries=0"]
     OUTPUT.mkdir(exist_ok=True)
     with (OUTPUT / "server.log").open("w") as log:

@@ -3,6 +3,7 @@
 Screenshots, and the seconds from a control's release to the new picture, are left in tests/browser/output.
 """
 
+import base64
 import io
 import json
 import time
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
+from skimage.feature import match_template
 
 from mdn.defects import KINDS
 
@@ -23,12 +26,15 @@ CELLS = """() => window.jupyterapp.shell.currentWidget.content.model.toJSON().ce
     .map(cell => ({count: cell.execution_count,
                    errors: cell.outputs.filter(o => o.output_type === 'error').map(o => o.ename + ': ' + o.evalue)}))"""
 LONGEST = 240  # seconds of one notebook
-WHOLE = """pictures => pictures.length > 0 && pictures.every(
-    picture => picture.complete && picture.naturalWidth > 100 && picture.offsetWidth > 0)"""
-SIDEWAYS = """demo => [demo, ...demo.querySelectorAll('*')].concat(demo.closest('.jp-OutputArea'))
-    .filter(part => part.scrollWidth > part.clientWidth + 2 && part.clientWidth > 0 &&
-                    ['auto', 'scroll'].includes(getComputedStyle(part).overflowX))
-    .map(part => part.className)"""
+AT_REST = """demo => {
+    const progress = demo.querySelector('.mdn-progress'), pictures = [...demo.querySelectorAll('img')];
+    return progress && getComputedStyle(progress).visibility === 'hidden' && !demo.classList.contains('mdn-busy') &&
+        pictures.length > 0 && pictures.every(
+            picture => picture.complete && picture.naturalWidth > 100 && picture.offsetWidth > 0);
+}"""
+FITS = """demo => ![demo, ...demo.querySelectorAll('*')].concat(demo.closest('.jp-OutputArea'))
+    .some(part => part.scrollWidth > part.clientWidth + 2 && part.clientWidth > 0 &&
+                  ['auto', 'scroll'].includes(getComputedStyle(part).overflowX))"""
 SCREENS = {"laptop": (1366, 768, False), "projector": (1920, 1080, True)}
 
 
@@ -68,10 +74,8 @@ class Seen:
         self.rest()
 
     def rest(self) -> None:
-        """Wait until every picture is drawn and nothing is under way."""
-        self.demo.locator(".mdn-progress").wait_for(state="hidden", timeout=1000 * LONGEST)
-        self.page.wait_for_timeout(100)
-        assert self.demo.locator("img").evaluate_all(WHOLE), f"{self.name}: pictures are missing"
+        """Wait until every picture is drawn, decoded and in the page, and nothing is under way."""
+        self.page.wait_for_function(AT_REST, arg=self.demo.element_handle(), timeout=1000 * LONGEST)
 
     def picture(self, number: int):
         return self.demo.locator(f"img.mdn-picture-{number}")
@@ -101,6 +105,23 @@ class Seen:
             self.control("upload").click()
         chooser.value.set_files(path)
 
+    def refuses(self, path: Path) -> None:
+        """Upload what is no image: it is told by name and reason, and the pictures stay."""
+        self.rest()
+        before = self.picture(0).get_attribute("src")
+        self.upload(path)
+        self.says(f"{path.name}: ", "accepted: TIFF")
+        self.rest()
+        assert self.picture(0).get_attribute("src") == before
+
+    def likeness(self, path: Path, number: int = 0) -> float:
+        """Correlation of the middle of a file's image with the picture, at the place where it is largest."""
+        shown, image = self.pixels(number), Image.open(path)
+        width = round(0.98 * shown.shape[1])  # less the figure's margin
+        image = np.asarray(image.resize((width, round(image.height * width / image.width))), float)
+        rows, columns = (slice(n // 4, 3 * n // 4) for n in image.shape)
+        return float(match_template(shown, image[rows, columns]).max())
+
     def follows(self, action, number: int = 0, longest: float = 60) -> float:
         """Do it and wait until the picture's pixels are others; the seconds that took."""
         source = "(img) => img.complete ? img.src : ''"
@@ -115,6 +136,14 @@ class Seen:
         assert new and (before.shape != after.shape or np.abs(before - after).max() > 8)
         return seconds
 
+    def leaves_pictures(self, saved: list[Image.Image]) -> None:
+        """Of all its pictures one is saved for viewers without widgets, and not seen beside the widget."""
+        (whole,) = saved
+        areas = self.demo.locator("img").evaluate_all("all => all.map(one => one.naturalWidth * one.naturalHeight)")
+        assert sum(areas) <= whole.width * whole.height <= 1.5 * sum(areas)
+        beside = "demo => demo.closest('.jp-OutputArea-child').nextElementSibling.checkVisibility()"
+        assert self.demo.evaluate(beside) is False
+
     def width(self) -> float:
         return self.picture(0).bounding_box()["width"]
 
@@ -125,7 +154,7 @@ class Seen:
         action()
         self.control("progress").locator(".mdn-stop").click()
         self.says("Stopped")
-        self.demo.locator(".mdn-progress").wait_for(state="hidden")
+        self.rest()
         assert picture.get_attribute("src") == before
         self.keep("stopped")
 
@@ -142,13 +171,13 @@ class Seen:
                 assert self.width() > 1.2 * usual
                 now = self.control("projector").evaluate("box => parseFloat(getComputedStyle(box).fontSize)")
                 assert now > 1.3 * letters
-            assert not self.demo.evaluate(SIDEWAYS), screen
+            self.page.wait_for_function(FITS, arg=self.demo.element_handle())  # nothing has to be scrolled sideways
             self.demo.evaluate("demo => demo.scrollIntoView()")
             self.page.wait_for_timeout(500)
             self.page.screenshot(path=OUTPUT / f"{self.name}-{screen}.png")
             self.keep(f"{screen}, whole")
-        self.control("projector").locator("input").click()
         self.page.set_viewport_size(size)
+        self.follows(lambda: self.control("projector").locator("input").click())
         self.rest()
 
     def keep(self, name: str) -> None:
@@ -186,7 +215,7 @@ def notebook(request, page, lab):
 
 @pytest.fixture(scope="module")
 def uploads(tmp_path_factory):
-    """A micrograph, five of an alloy of one's own, and a text that calls itself a micrograph."""
+    """A micrograph, five of an alloy of one's own, one above what JupyterLab takes by itself, and a text."""
     import jax
 
     from mdn.synthesis import stand_in
@@ -196,16 +225,29 @@ def uploads(tmp_path_factory):
         image = (255 * stand_in("etched", (200, 240), key=jax.random.key(number))).astype(np.uint8)
         (folder / name).parent.mkdir(exist_ok=True)
         Image.fromarray(image).save(folder / name)
+    large = np.random.default_rng(0).integers(0, 256, (3400, 3400), np.uint8)
+    large[1700:] //= 2
+    tifffile.imwrite(folder / "large.tif", large)
     (folder / "notes.txt").write_text("this is no image")
     return folder
 
 
-def test_runs_and_its_demo_answers(notebook, page, uploads, timed):
+def saved_pictures(page, lab, name: str) -> list[Image.Image]:
+    """Those that the notebook's file holds for its demo once it is saved."""
+    page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+    cells = json.loads((lab.folder / "notebooks" / f"{name}.ipynb").read_text())["cells"]
+    outputs = [output for cell in cells if ".explore_" in "".join(cell["source"]) for output in cell["outputs"]]
+    found = ["".join(output["data"].get("image/png", "")) for output in outputs]
+    return [Image.open(io.BytesIO(base64.b64decode(text))) for text in found if text]
+
+
+def test_runs_and_its_demo_answers(notebook, page, lab, uploads, timed):
     page.screenshot(path=OUTPUT / f"{notebook}-page.png")
     if notebook[:2] in DEMOS:
         start = time.monotonic()
         seen = Seen(page, notebook)
         timed[f"{notebook}: first pictures, after the last cell"] = time.monotonic() - start
+        seen.leaves_pictures(saved_pictures(page, lab, notebook))
         seen.on_screens()
         DEMOS[notebook[:2]](seen, uploads, timed)
         assert not [error for cell in page.evaluate(CELLS) for error in cell["errors"]]
@@ -226,7 +268,30 @@ def test_training_on_your_own_alloy_is_watched_and_stopped(page, lab, uploads):
     kept = lab.folder.joinpath("runs", "own", "work", "own_alloy", "trained.safetensors")
     report = json.loads((lab.folder / "runs/own/03_training.json").read_text())
     assert kept.stat().st_size > 1_000_000 and 0 < report["headline"]["steps"] < 400
+    psnr = report["history"]["validation_psnr"]
+    assert report["history"]["step"][0] == 0  # the weights in the box, which stay where nothing is better
+    assert page.locator(".jp-OutputArea").get_by_text("are these, unchanged").count() == (max(psnr) == psnr[0])
     page.screenshot(path=OUTPUT / "own_alloy-page.png")
+
+
+def test_reopened_without_a_kernel_it_shows_the_pictures_of_its_demo(page, lab):
+    lab.small("06_denoise_your_micrographs", "saved", output_dir="../runs/saved")
+    open_notebook(page, lab, "saved")
+    run_all(page)
+    wait_for_all(page)
+    Seen(page, "saved")
+    assert saved_pictures(page, lab, "saved")
+    path = lab.folder / "notebooks" / "saved.ipynb"
+    notebook = json.loads(path.read_text())
+    notebook["metadata"]["kernelspec"] = {"name": "none", "display_name": "none", "language": "python"}
+    page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+    path.write_text(json.dumps(notebook))
+    page.goto(f"{lab.address}/lab/tree/notebooks/saved.ipynb?token={TOKEN}&reset")
+    page.locator(".jp-Dialog").get_by_role("button", name="No Kernel").click()
+    picture = page.locator(".jp-CodeCell:has-text('explore_denoising') .jp-RenderedImage img")
+    picture.scroll_into_view_if_needed()
+    assert picture.is_visible() and not page.locator(".mdn-demo").count()
+    page.screenshot(path=OUTPUT / "saved-without-kernel.png")
 
 
 def phase_field(seen, uploads, timed):
@@ -250,8 +315,7 @@ def blend(seen, uploads, timed):
     seen.keep("all defects")
     timed["blend: upload"] = seen.follows(lambda: seen.upload(uploads / "mine.png"))
     seen.keep("uploaded")
-    seen.upload(uploads / "notes.txt")
-    seen.says("notes.txt", "accepted")
+    seen.refuses(uploads / "notes.txt")
 
 
 def denoising(seen, uploads, timed):
@@ -259,6 +323,15 @@ def denoising(seen, uploads, timed):
     seen.keep("swiped")
     seen.says("ASTM G", where="report")
     timed["denoising: upload"] = seen.follows(lambda: seen.upload(uploads / "mine.png"))
+    seen.rest()
+    seen.follows(lambda: seen.drag("position", 1.0))  # all of it as it was
+    assert seen.likeness(uploads / "mine.png") > 0.97
+    assert seen.likeness(uploads / "own" / "1.png") < 0.5
+    seen.follows(lambda: seen.drag("position", 0.0))  # all of it denoised
+    assert 0.5 < seen.likeness(uploads / "mine.png") < 0.97
+    removed = seen.pixels(1)
+    middle = removed[tuple(slice(n // 3, n // 2) for n in removed.shape)]
+    assert middle.std() > 3  # something was removed
     seen.follows(lambda: seen.control("match").locator("input").click())
     seen.says("no calibration", where="report")
     seen.control("um_per_px").locator("input").fill("0.25")
@@ -267,15 +340,23 @@ def denoising(seen, uploads, timed):
     seen.keep("uploaded")
     seen.control("save").click()
     seen.says("Saved", "mine_denoised")
-    seen.upload(uploads / "notes.txt")
-    seen.says("notes.txt", "accepted")
+    seen.refuses(uploads / "notes.txt")
     seen.keep("refused")
+    seen.follows(lambda: seen.upload(uploads / "large.tif"))
+    seen.rest()
+    seen.says("middle 1024 px of 3400 × 3400", where="report")
+    seen.keep("large")
 
 
 def attention(seen, uploads, timed):
     timed["attention: block"] = seen.follows(lambda: seen.drag("block", 0.9))
     seen.keep("last block")
+    seen.follows(lambda: seen.drag("channel", 0.6))
+    seen.keep("another channel")
     seen.follows(lambda: seen.upload(uploads / "mine.png"))
+    seen.follows(lambda: seen.drag("block", 0.1))
+    seen.keep("uploaded")
+    seen.refuses(uploads / "notes.txt")
 
 
 DEMOS = {"01": phase_field, "02": blend, "04": denoising, "05": attention, "06": denoising}
