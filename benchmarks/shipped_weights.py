@@ -22,9 +22,11 @@ import numpy as np
 from flax import nnx
 
 import mdn
+from mdn import training
 from mdn.defects import KINDS
 from mdn.files import write_whole
 from mdn.inference import SHIPPED
+from mdn.metrics import psnr
 from mdn.synthesis import LOOKS, STAND_INS, PairConfig
 from mdn.uncertainty import training_statistics
 
@@ -40,16 +42,19 @@ SITTINGS = (RECIPE, FURTHER, SHARPER, replace(SHARPER, steps=1600, clean_share=0
 # degraded in space alone, from the runs and regions that PAIRS trains on
 SHARP = replace(PAIRS, n_pairs=1000, n_test=0, n_runs=990, varied=1.0, without=("blend",))
 SEED = 2027
-CHOSEN_ON = 15  # every 15th validation pair chooses the checkpoint
+CHOSEN_ON = 15  # every 15th validation pair chooses the best checkpoint
+SETTLED_ON = 5  # every 5th settles, at the end, whether that or the last is shipped
 DRAWN = 2000  # recipes, to say how many of them are hard
 RESULTS = Path(__file__).parent / "results" / "shipped_weights.json"
 RIVALS = RESULTS.with_name("rivals.json")
 UNCERTAINTY = RESULTS.with_name("uncertainty.json")
 
 
-def export(model: nnx.Module, history: mdn.History, sittings: list, statistics: dict | None = None) -> None:
-    """Write the weights with what a reader of them needs to know."""
-    best = history.best
+def export(
+    model: nnx.Module, history: mdn.History, sittings: list, statistics: dict | None = None, at: int | None = None
+) -> None:
+    """Write the weights with what a reader of them needs to know. at: their entry of the history, or the best."""
+    best = history.best if at is None else at
     metadata = {
         "version": mdn.__version__,
         "trained_on": json.dumps({**asdict(PAIRS), "micrographs": "real"}),
@@ -65,6 +70,15 @@ def export(model: nnx.Module, history: mdn.History, sittings: list, statistics: 
     }
     metadata |= {"training_statistics": json.dumps(statistics)} if statistics else {}
     mdn.save_weights(SHIPPED, model, metadata=metadata)
+
+
+def last_weights(model: mdn.DenoisingNetwork, directory: Path, config: mdn.TrainingConfig) -> mdn.DenoisingNetwork:
+    """The network as the last step of a finished run left it."""
+    model = nnx.clone(model)
+    _, params, statistics, _ = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+    state = params, statistics, config.optimiser().init(params), (params, statistics)
+    nnx.update(model, *training._restore(directory.resolve(), state, state[3])[0][3])
+    return model
 
 
 def hard_kinds() -> dict[str, float]:
@@ -248,7 +262,8 @@ def card(results: dict, rivals: dict, uncertainty: dict | None = None, borrowed:
     """The model card, every number from a run; borrowed: see `borrowed_references`."""
     history, counts, registry = results["history"], PAIRS.counts(), mdn.micrographs.sources()
     psnr = history["validation_psnr"]
-    best, table, sittings = int(np.argmax(psnr)), rivals.get("table", ABSENT), results.get("earlier", [])
+    settled = results.get("shipped", {"at": int(np.argmax(psnr))})
+    best, table, sittings = settled["at"], rivals.get("table", ABSENT), results.get("earlier", [])
     denoiser = mdn.load_denoiser()
     parameters, config = mdn.network.count_parameters(denoiser.network), denoiser.network.config
     earlier = sum(sitting["hours"] for sitting in sittings)
@@ -301,7 +316,14 @@ def card(results: dict, rivals: dict, uncertainty: dict | None = None, borrowed:
             f"{PAIRS.n_runs} phase-field runs (`{PAIRS}`)."
             + f" In the last sittings {results.get('sharp')} more, degraded in space alone."
             * bool(results.get("sharp")),
-            f"Every {CHOSEN_ON}th of the {counts['validation']} validation pairs chose the checkpoint.",
+            f"Every {CHOSEN_ON}th of the {counts['validation']} validation pairs chose the best checkpoint"
+            + (
+                f"; every {SETTLED_ON}th settled whether that or the last is shipped: "
+                + ", ".join(f"{name} {value:.2f} dB" for name, value in settled["validation PSNR (dB)"].items())
+                if "pairs" in settled
+                else ""
+            )
+            + ".",
             "Fourier magnitudes and histograms of procedural stand-ins and of:",
             "",
             *used,
@@ -320,7 +342,13 @@ def card(results: dict, rivals: dict, uncertainty: dict | None = None, borrowed:
             "",
             f"{history['seconds'][-1] / 3600:.2f} h ({results['machine']}), seed {SEED}"
             + (f", after {earlier:.2f} h in earlier sittings: `{sittings}`. " if earlier else ". "),
-            f"Best on validation at step {history['step'][best]}: {psnr[best]:.2f} dB."
+            f"Shipped are those of step {history['step'][best]}: {psnr[best]:.2f} dB on validation."
+            + (
+                f" The sitting before had ended at {sittings[-1]['validation_psnr_db']:.2f} dB"
+                + (": training no longer gains." if psnr[best] < sittings[-1]["validation_psnr_db"] + 0.05 else ".")
+                if sittings
+                else ""
+            )
             + f" Validation PSNR was still rising at the last step, from {psnr[best - 1]:.2f} dB at step"
             f" {history['step'][best - 1]}: training ended before it had stopped gaining." * rising,
             "What each part of the recipe is worth: the table of the ablation, in",
@@ -431,7 +459,14 @@ def main() -> None:
     )
     if max(history.validation_psnr) <= before:
         raise SystemExit(f"no gain on the {before} dB of the weights in the box, which stay")
-    export(model, history, sittings, training_statistics(model, validation.noisy[:: max(1, len(validation) // 200)]))
+    noisy, clean = (images[::SETTLED_ON] for images in (validation.noisy, validation.clean))
+    ends = {"best": model, "last": last_weights(model, run, SITTINGS[len(sittings)])}
+    restored = {name: map(mdn.Denoiser(network).restore, noisy) for name, network in ends.items()}
+    scores = {name: float(np.mean(list(map(psnr, outputs, clean)))) for name, outputs in restored.items()}
+    settled = max(scores, key=scores.get)
+    model, at = ends[settled], history.best if settled == "best" else len(history.step) - 1
+    statistics = training_statistics(model, validation.noisy[:: max(1, len(validation) // 200)])
+    export(model, history, sittings, statistics, at)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     machine = f"{platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__} on {jax.default_backend()}"
     results = {
@@ -443,6 +478,7 @@ def main() -> None:
         "pairs": {split: [len(p), int(p.varied.sum())] for split, p in (("train", train), ("validation", validation))},
         "sharp": sum(map(len, seen[1:])),
         "history": asdict(history),
+        "shipped": {"at": at, "pairs": len(noisy), "validation PSNR (dB)": scores},
     }
     write(RESULTS, json.dumps(results, indent=1))
 
