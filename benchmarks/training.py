@@ -108,7 +108,7 @@ CONTENDERS = {"mdn": Ours} | ({"PyTorch": Theirs} if find_spec("torch") else {})
 def step(repeats: int = 9, cases: dict | None = None) -> Table:
     """Seconds of a training step, in turn on the same batch; without dropout the first loss shows both do the same."""
     shipped = NETWORK, replace(RECIPE, crop=128)
-    cases = cases or {"paper's, 16 x 128 x 128": PAPER, "shipped, 8 x 128 x 128": shipped}
+    cases = cases or {"paper's, 16 x 128 x 128 px": PAPER, "shipped, 8 x 128 x 128 px": shipped}
     cases |= {f"{name}, no dropout": (replace(n, dropout=0.0), config) for name, (n, config) in cases.items()}
     rows, targets, rng = [], {}, np.random.default_rng(0)
     for case, (network, config) in cases.items():

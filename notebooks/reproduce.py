@@ -395,7 +395,7 @@ def side_by_side(results: Path) -> list[list]:
         seconds.setdefault(f"denoise {size} x {size} px", {})[method] = later
     for case, method, median, *_ in training.get("step", {}).get("rows", []):
         name = {"mdn": "network", "PyTorch": "network, PyTorch"}[method]
-        seconds.setdefault(f"a step of training, {case} px", {})[name] = median
+        seconds.setdefault(f"a step of training, {case}", {})[name] = median
     return [[what, s["network"], s.get("network, PyTorch")] for what, s in seconds.items() if "network" in s]
 
 

@@ -60,7 +60,8 @@ def test_inference_is_timed_on_the_same_result():
 
 def test_training_is_timed_on_the_same_loss():
     table = training.step(repeats=1, cases={"tiny": training.TINY})
-    assert all(row[-1] == pytest.approx(table["rows"][0][-1], rel=1e-4) for row in table["rows"])
+    losses = [row[-1] for row in table["rows"] if "no dropout" in row[0]]
+    assert losses and all(loss == pytest.approx(losses[0], rel=1e-4) for loss in losses)
     pipeline = training.pipeline(repeats=2, network=training.TINY[0])
     assert pipeline["targets"]["share of a step"] < 0.5  # the step does not wait for its batch
 
