@@ -301,6 +301,7 @@ def phase_field(seen, uploads, timed):
     seen.keep("early")
     seen.follows(lambda: seen.control("play").locator("button").first.click())
     seen.control("play").locator("button").nth(1).click()
+    seen.page.wait_for_timeout(1000)  # a step that it had sent already may still be on its way
     seen.rest()
     seen.stop(lambda: seen.drag("n_grains", 0.0))
     seen.follows(lambda: seen.drag("time", 0.5), longest=LONGEST)  # what was stopped is drawn now
