@@ -460,6 +460,12 @@ def load_source(name: str) -> Micrograph:
     return dataclasses.replace(image, um_per_px=source.um_per_px or image.um_per_px)
 
 
+def at_hand(file: str) -> bool:
+    """Whether a registered file needs no download: it lies in the folder of MDN_MICROGRAPHS, or in the cache."""
+    folders = filter(None, (os.environ.get("MDN_MICROGRAPHS"), pooch.os_cache("mdn")))
+    return any((Path(folder).expanduser() / file).is_file() for folder in folders)
+
+
 @functools.cache
 def _answers(host: str) -> bool:
     try:

@@ -20,7 +20,6 @@ import ipywidgets as ipw
 import jax
 import numpy as np
 import PIL.Image
-import pooch
 from flax import nnx
 from IPython import get_ipython
 from IPython.display import Image, display
@@ -34,6 +33,7 @@ from mdn.inference import Denoiser, load_denoiser
 from mdn.metrics import boundary_score, detect_boundaries
 from mdn.micrographs import (
     Micrograph,
+    at_hand,
     load_source,
     luminance,
     read_micrograph,
@@ -296,18 +296,12 @@ class Sample:
     made_up: bool = False
 
 
-def _at_hand(file: str) -> bool:
-    """Whether a registered file lies in the folder that MDN_MICROGRAPHS names, or in the cache."""
-    folders = filter(None, (os.environ.get("MDN_MICROGRAPHS"), pooch.os_cache("mdn")))
-    return any((Path(folder).expanduser() / file).is_file() for folder in folders)
-
-
 def _registered(name: str) -> Sample:
     """A real micrograph within its usable box, with its boundaries where these are traced and at hand."""
     image, source = load_source(name), sources()[name]
     left, top, right, low = source.box or (0, 0, image.pixels.shape[1], image.pixels.shape[0])
     pixels = image.pixels[top:low, left:right]
-    traced = source.traced and _at_hand(source.traced)
+    traced = source.traced and at_hand(source.traced)
     return Sample(replace(image, pixels=pixels), traced_boundaries(name) if traced else None)
 
 
@@ -348,7 +342,7 @@ class _Choice:
             draw = functools.partial(stand_in, kind, shape, key=jax.random.key(number))
             self._samples[f"stand-in, {kind}"] = functools.cache(lambda d=draw: _made_up(d()))
         for name, source in sources().items():
-            if source.use != "annotation" and _at_hand(source.file):
+            if source.use != "annotation" and at_hand(source.file):
                 self._samples[name] = functools.cache(functools.partial(_registered, name))
                 self._um_per_px[name] = source.um_per_px
         fitting = {"style": {"description_width": "initial"}, "layout": {"width": "22em"}}
