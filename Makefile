@@ -10,6 +10,10 @@ PY        := $(VENV)/bin/python
 STAMP     := $(VENV)/.made-from-lock
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 RUN       := $(PY) notebooks/reproduce.py
+# JupyterLab adds these to a notebook that it saves; they change with the Python version.
+LAB_KEYS   = $(addprefix metadata.language_info.,codemirror_mode file_extension mimetype nbconvert_exporter \
+	pygments_lexer version)
+STRIP      = $(PY) -m nbstripout --keep-id --extra-keys "$(strip $(LAB_KEYS))"
 STUDIES    = rivals uncertainty attention ablation
 BENCHMARKS = phase_field inference training
 # What a browser may send at once: Tornado closes the connection above 10 MB, and an upload would be lost in silence.
@@ -21,7 +25,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env reproduce paper smoke figures lab weights bench studies test test-slow lint lock clean
+.PHONY: help env reproduce paper smoke figures lab weights bench studies test test-slow lint strip lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-17s %s\n", $$1, $$2}'
@@ -71,7 +75,10 @@ test-slow: env  ## the long draws that `make test` leaves out
 
 lint: env  ## ruff over modules and notebooks; notebooks hold no outputs
 	@$(PY) -m ruff check .
-	@$(if $(NOTEBOOKS),$(PY) -m nbstripout --keep-id --verify $(NOTEBOOKS))
+	@$(if $(NOTEBOOKS),$(STRIP) --verify $(NOTEBOOKS))
+
+strip: env  ## take outputs, and what JupyterLab writes beside them, out of the notebooks
+	@$(STRIP) $(NOTEBOOKS)
 
 lock:  ## pin anew what pyproject.toml asks for -> requirements.lock
 	@set -e; tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \

@@ -17,7 +17,7 @@ import uuid
 import warnings
 import xml.etree.ElementTree as ElementTree
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from numbers import Real
 from pathlib import Path
 from urllib.parse import urljoin
@@ -272,9 +272,10 @@ def check_tiff(tif: tifffile.TiffFile, page: tifffile.TiffPage, max_bytes: int |
             continue
         tif.filehandle.seek(offset)
         packed, unpacked, inflate = tif.filehandle.read(count), 0, zlib.decompressobj()
-        while not inflate.eof and packed and unpacked <= segment + SLACK:
-            unpacked += len(inflate.decompress(packed, min(segment + SLACK, 1 << 24)))
-            packed = inflate.unconsumed_tail
+        with suppress(zlib.error):  # of damage the reading tells, and where
+            while not inflate.eof and packed and unpacked <= segment + SLACK:
+                unpacked += len(inflate.decompress(packed, min(segment + SLACK, 1 << 24)))
+                packed = inflate.unconsumed_tail
         if unpacked > segment + SLACK:
             raise ValueError("a strip or tile that unpacks to more than its size")
 
