@@ -226,9 +226,9 @@ def beside_psnr(table: dict) -> list[str]:
 
 def causes(table: dict) -> list[str]:
     """Why targets are missed, as far as it is known."""
-    if not table["rows"]:
-        return []
     of = {name: place for place, name in enumerate(table["columns"])}
+    if not table["rows"] or not {"grain recall", "twin recall", "G within 0.25"} <= of.keys():
+        return []
     truth, ours = ({row[0]: row for row in table["rows"] if row[2] == name} for name in ("truth", OURS))
 
     def both(rows: dict, column: str, digits: int = 2) -> str:

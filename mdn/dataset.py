@@ -209,7 +209,7 @@ class References:
         """
         smallest = tuple(np.min([image.shape for image in self.images], axis=0).tolist())
         if any(n > m for n, m in zip(shape, smallest, strict=True)):
-            raise ValueError(f"shape must fit the smallest region, {smallest} px, got {shape}")
+            raise ValueError(f"shape must fit the smallest region, {smallest} px, got {shape}: take smaller crops")
         which, row, column, far = (float(u) for u in jax.random.uniform(key, (4,)))
         index = min(int(which * len(self.images)), len(self.images) - 1)
         image, (left, upper) = self.images[index], self.corners[index]
