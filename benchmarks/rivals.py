@@ -157,13 +157,15 @@ def astm(labels: np.ndarray) -> float:
 
 
 class Kept:
-    """Answers that cost minutes and do not hang on the network, kept beside the pairs that they are true for."""
+    """Answers that cost minutes and do not hang on the network, kept for the pairs and the code that gave them."""
 
     def __init__(self, path: Path, *pairs: Pairs):
+        code = [Path(module.__file__) for module in (mdn.baselines, mdn.grains, mdn.metrics)] + [Path(__file__)]
         digest = hashlib.sha256(b"".join(a.tobytes() for p in pairs for a in (p.noisy, p.clean, p.labels)))
-        self.path, self.pairs = path, digest.hexdigest()
+        digest.update(b"".join(file.read_bytes() for file in code))
+        made_from = digest.hexdigest()
         held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        self.answers = held if held.get("pairs") == self.pairs else {"pairs": self.pairs}
+        self.path, self.answers = path, held if held.get("made_from") == made_from else {"made_from": made_from}
 
     def __call__(self, question: str, work: Callable):
         """The answer, in JSON's types, worked out where it is not there yet."""

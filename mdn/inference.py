@@ -31,7 +31,7 @@ SHIPPED = Path(__file__).parent / "weights" / "denoiser.safetensors"
 SIDES = (32, 64, 96, *range(128, 513, 64))  # of grids, in cells: pixels of the feature maps
 LARGEST = SIDES[-1]
 HELD = 16  # a power of two; tiles whose features are held in memory from block to block
-HELD_STIRRED = 4  # the same under dropout, which moves the weights more than the tiles left out
+HELD_WITH_DROPOUT = 4  # the same under dropout, which moves the weights more than the tiles left out
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Denoiser:
         """Graph and state of the network's parts, batch norms folded; a compiled block serves all blocks."""
         return [nnx.split(part) for part in (self._network, *self._network.blocks)]
 
-    def _stirred(self, key: Array):
+    def _with_dropout(self, key: Array):
         """Graph and state of the network with dropout; the graph is the same under every key."""
         network = nnx.view(self._network, deterministic=False)
         nnx.reseed(network, dropout=key)
@@ -109,7 +109,7 @@ class Denoiser:
                 up to `HELD` tiles (16 megapixels at scale 2) are held in memory, exact and gone through once.
             largest: side of a tile's grid, in cells.
             dropout: a key, and dropout stays active under it (Eq. 7), as in training; every tile has the same mask.
-                Of several tiles the attention's mean is that of `HELD_STIRRED` of them, taken without dropout.
+                Of several tiles the attention's mean is that of `HELD_WITH_DROPOUT` of them, taken without dropout.
             limits: the grey levels to stretch to 0 and 1, where they are known already.
             out: float32 array to write to, a memory map say.
 
@@ -183,7 +183,7 @@ class Passage:
     ):
         self.network, self.grey, self.report = denoiser.network, grey, report or (lambda share: None)
         self.whole, *self.blocks = denoiser._parts
-        self.stirred = None if dropout is None else denoiser._stirred(dropout)
+        self.with_dropout = None if dropout is None else denoiser._with_dropout(dropout)
         self.scale, self.limits = self.network.config.scale, limits or stretch_limits(grey)
         self.shape = tuple(-(-n // self.scale) for n in grey.shape)
         self.tiles = tiles(self.shape, denoiser.reach, largest)
@@ -196,20 +196,20 @@ class Passage:
         """The result, written to `output`; of several tiles the attention's weights first, block by block."""
         count, n = len(self.tiles), len(self.blocks)
         missing = n + 1 - len(self.weights) if count > 1 else 0
-        hold, some = count <= HELD or not exact, HELD if self.stirred is None else HELD_STIRRED
+        hold, some = count <= HELD or not exact, HELD if self.with_dropout is None else HELD_WITH_DROPOUT
         chosen = range(count) if exact or count <= some else self.spread(some)
         self.work = count + (len(chosen) * missing if hold else count * missing * (missing + 1) // 2)
         cells = sum(math.prod(c.stop - c.start for c in self.tiles[i].core) for i in chosen)
         for block in self.blocks[:missing]:
             self.weights.append(_gated(*block, sum(self.features(i, hold)[1] for i in chosen), cells))
-        if self.stirred is not None:
+        if self.with_dropout is not None:
             self.held.clear()  # features of before dropout
         for i, tile in enumerate(self.tiles):
             inside = self.bounds(tile)[0]
             if i in self.held:
                 image = _decode(*self.whole, self.held.pop(i)[0], self.weights[-1], inside)
             else:
-                image = _restore(*(self.stirred or self.whole), self.seen(tile), self.weights, inside)
+                image = _restore(*(self.with_dropout or self.whole), self.seen(tile), self.weights, inside)
             (rows, columns), s = tile.core, self.scale
             part = output[rows.start * s : rows.stop * s, columns.start * s : columns.stop * s]
             top, left = ((c.start - start) * s for c, start in zip(tile.core, tile.start, strict=True))

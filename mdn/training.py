@@ -237,13 +237,14 @@ def _batch(
     sides = noisy.shape[1:] if config.crop is None else (min(config.crop, s) for s in noisy.shape[1:])
     height, width = sides
     crops = []
-    for i, wanted in zip(chosen, np.isin(np.arange(config.batch), np.arange(config.batch)[rows]), strict=True):
+    wanted = range(config.batch)[rows]
+    for place, i in enumerate(chosen):
         top, left = rng.integers(noisy.shape[1] - height + 1), rng.integers(noisy.shape[2] - width + 1)
         down, across = (rng.choice([-1, 1]), rng.choice([-1, 1])) if config.symmetries else (1, 1)
         turned = config.symmetries and height == width and rng.integers(2)
         spotless = config.clean_share and rng.uniform() < config.clean_share
         moved = (rng.uniform(-1, 1), rng.uniform(-0.5, 0.5)) if config.grey_jitter else (0.0, 0.0)
-        if not wanted:  # drawn for all the same: the others' draws stay theirs
+        if place not in wanted:  # drawn for all the same: the others' draws stay theirs
             continue
         both = np.stack([a[i, top : top + height, left : left + width] for a in (noisy, clean)])[..., ::down, ::across]
         both = both.swapaxes(1, 2) if turned else both

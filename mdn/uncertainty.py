@@ -185,8 +185,8 @@ def _pooled(denoiser: Denoiser, image: Float[np.ndarray, "h w"]) -> Float[np.nda
 
     Spreads at two scales say how much texture there is of which size and direction, whatever the image's size.
     """
-    way = Passage(denoiser, image)
-    parts = [_moments(*way.whole, way.seen(tile), *way.bounds(tile)) for tile in way.tiles]
+    passage = Passage(denoiser, image)
+    parts = [_moments(*passage.whole, passage.seen(tile), *passage.bounds(tile)) for tile in passage.tiles]
     count, mean, variance = (np.array(values, np.float64) for values in zip(*parts, strict=True))
     share = (count / count.sum(0))[..., None]
     variance = (share * (variance + (mean - (share * mean).sum(0)) ** 2)).sum(0)
@@ -209,7 +209,7 @@ def _moments(graph, state, image: Float[Array, "1 h w 1"], inside: Int[Array, "2
 
 
 def _masked(x: Float[Array, "h w c"], size: Int[Array, " 2"]):
-    """Count, mean and variance over the first rows and columns."""
+    """Count [], mean [c] and variance [c] over so many of the first rows and columns; 1, 0 and 0 over none."""
     mask = within(jnp.stack([jnp.zeros_like(size), size], 1), x.shape[:2])[0]
     count = jnp.maximum(mask.sum(), 1.0)
     mean = (x * mask).sum((0, 1), keepdims=True) / count
