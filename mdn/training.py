@@ -30,6 +30,7 @@ from mdn.files import write_whole
 from mdn.network import stretch
 from mdn.processes import agreed, in_turn
 
+CHECKPOINTS = 2  # kept: the last, and the one before to fall back on
 Images = Float[np.ndarray, "_n _h _w"]  # noisy and clean agree in shape, training and validation need not
 
 
@@ -430,7 +431,7 @@ def _manager(directory: Path) -> ocp.CheckpointManager:
     alone = ocp.options.MultiprocessingOptions(
         primary_host=this, active_processes={this}, barrier_sync_key_prefix=f"process{this}"
     )
-    options = ocp.CheckpointManagerOptions(max_to_keep=2, create=False, multiprocessing_options=alone)
+    options = ocp.CheckpointManagerOptions(max_to_keep=CHECKPOINTS, create=False, multiprocessing_options=alone)
     return ocp.CheckpointManager(directory / "last", options=options)
 
 
@@ -526,7 +527,11 @@ def _restore(directory: Path, state, best):
         for later in list(damaged)[:-1]:
             warnings.warn(f"{damaged[later]}; training goes on from step {step}", stacklevel=3)
             manager.delete(later)
-        kept = manager.all_steps()
+        kept = sorted(manager.all_steps())
+        if jax.process_index() == 0:
+            for older in kept[:-CHECKPOINTS]:  # a kill may have come before Orbax removed it
+                manager.delete(older)
+        kept = kept[-CHECKPOINTS:]
     history = History(**found["history"])
     if jax.process_index() == 0:
         _note(directory, step, kept, history)  # a kill may have come between the checkpoint and them

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import struct
 import subprocess
 import sys
@@ -489,6 +490,19 @@ def test_a_stop_between_a_checkpoint_and_what_stands_beside_it(tmp_path, monkeyp
     train(tmp_path / "run")
     assert json.loads((tmp_path / "run" / "history.json").read_text())["step"] == [2, 4, 6]
     assert sorted(p.name for p in (tmp_path / "run").glob("*.sha256")) == ["last.4.sha256", "last.6.sha256"]
+
+
+def test_a_checkpoint_that_a_kill_left_over_is_removed(tmp_path):
+    """Orbax takes the oldest away after the newest is whole; a run that then has nothing more to do did not."""
+    run, aside = tmp_path / "run", tmp_path / "aside"
+    with pytest.raises(Interrupted):
+        train(run, report=stop_at(4))
+    shutil.copytree(run / "last" / "2", aside)
+    _, expected = train(run)
+    shutil.copytree(aside, run / "last" / "2")
+    assert train(run)[1] == expected
+    assert sorted(p.name for p in (run / "last").iterdir()) == ["4", "6"]
+    assert sorted(p.name for p in run.glob("*.sha256")) == ["last.4.sha256", "last.6.sha256"]
 
 
 def test_only_what_nobody_writes_any_more_is_swept_away(tmp_path):
