@@ -6,6 +6,9 @@ the processor seconds that the first row took instead. The network is half as wi
 short: the table says what each part is worth at this budget. Rows go to results/ablation.json one by one; the first
 three leave their weights beside the pairs, where `benchmarks.rivals` finds them, and are trained again where those
 are gone.
+
+`--long` instead trains DnCNN on all the pairs, and for as many processor seconds, as the first sitting of the shipped
+network, and puts it beside the weights that were in the box after that sitting: again to go on.
 """
 
 from __future__ import annotations
@@ -24,9 +27,10 @@ import numpy as np
 from flax import nnx
 
 import mdn
-from benchmarks.shipped_weights import NETWORK, PAIRS, RECIPE, write
+from benchmarks.shipped_weights import CHOSEN_ON, NETWORK, PAIRS, RECIPE, SEED, write
 from mdn import metrics
 from mdn.baselines import DnCNN, save_dncnn, score_methods
+from mdn.files import write_whole
 from mdn.micrographs import load_source, luminance, traced_boundaries
 from mdn.network import stretch
 from mdn.training import predict
@@ -37,6 +41,8 @@ BUDGET = {"steps": 500, "crop": 96, "learning_rate": 2e-3, "average": 0.98, "eva
 KEPT = {"best": "network_short", "DnCNN": "DnCNN_short", "no attention": "no_attention_short"}
 RATES = (5e-4, 1e-3, 2e-3)  # of DnCNN
 TUNED_ON, TESTED_ON = 16, 40  # validation pairs for boundary thresholds; test pairs of each kind
+FIRST_SITTING = "528b472"  # the commit that has the weights as the first sitting left them
+LONG = ("network_long", "DnCNN_long")  # their names beside the pairs
 COLUMNS = ("raw PSNR", "aligned PSNR", "SSIM", "boundary F")
 
 
@@ -113,6 +119,35 @@ def train_dncnn(data: tuple, validation: tuple, recipe: mdn.TrainingConfig, seco
     return model, steps, took
 
 
+def processor_seconds(model: nnx.Module, data: tuple, steps: tuple[int, int] = (6, 18)) -> float:
+    """Of one step of the first sitting's recipe, whatever it costs to begin with left out."""
+    taken = []
+    for n in steps:
+        start, config = time.process_time(), replace(RECIPE, steps=n, evaluate_every=n)
+        mdn.fit(model, data, (data[0][:2], data[1][:2]), config=config, key=jax.random.key(0), progress=False)
+        taken.append(time.process_time() - start)
+    return (taken[1] - taken[0]) / (steps[1] - steps[0])
+
+
+def train_long(directory: Path) -> None:
+    """DnCNN for as long as the first sitting, and that sitting's weights, as files beside the pairs."""
+    committed = ["git", "show", f"{FIRST_SITTING}:mdn/weights/denoiser.safetensors"]
+    write_whole(directory / f"{LONG[0]}.safetensors", subprocess.run(committed, capture_output=True, check=True).stdout)
+    train, validation = (mdn.load_pairs(directory.parent / "pairs.zarr", split) for split in ("train", "validation"))
+    data, held = (train.noisy, train.clean), (validation.noisy[::CHOSEN_ON], validation.clean[::CHOSEN_ON])
+    note = directory / "long.json"
+    if not note.exists():  # the machine may be busier when it is gone on with
+        few = data[0][:64], data[1][:64]
+        ours, theirs = mdn.DenoisingNetwork(NETWORK, rngs=nnx.Rngs(0)), DnCNN(rngs=nnx.Rngs(0))
+        seconds = {name: processor_seconds(net, few) for name, net in (("network", ours), ("DnCNN", theirs))}
+        steps = round(RECIPE.steps * seconds["network"] / seconds["DnCNN"])
+        write(note, json.dumps({"processor seconds a step": seconds, "steps": steps}))
+    steps = json.loads(note.read_text())["steps"]
+    model, config = DnCNN(rngs=nnx.Rngs(SEED)), replace(RECIPE, steps=steps)
+    mdn.fit(model, data, held, config=config, directory=directory / "long", key=jax.random.key(SEED))
+    save_dncnn(directory / f"{LONG[1]}.safetensors", model)
+
+
 def score(model: nnx.Module, directory: Path) -> dict[str, list[float]]:
     """Test pairs by recipe, and the annotated steel: the columns, one value an image."""
 
@@ -169,7 +204,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--only", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--long", action="store_true", help="DnCNN for as long as the first sitting, and nothing else")
     arguments = parser.parse_args()
+    if arguments.long:
+        train_long(arguments.directory)
+        return
     kept = json.loads(RESULTS.read_text()).get("runs", {}) if RESULTS.exists() else {}
     for seed in range(arguments.seeds):
         for name in arguments.only:

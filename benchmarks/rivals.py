@@ -4,7 +4,7 @@
     removal        each kind of defect alone, at three strengths, and the twins beside it
     controls       what must not happen: clean images changed, boundaries invented, a result that hangs on the exposure
     steel          the annotated steel, as it is and with defects added, at three magnifications
-    magnification  the varied test pairs by the size of their grains
+    magnification  the table's columns on the varied test pairs, by the size of their grains
     targets        what was to be reached, one by one, from the parts above
     seconds        of each method for a megapixel; only when named, on a machine that does nothing else
 
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import inspect
 import json
 import math
 import os
@@ -43,6 +44,7 @@ from mdn.baselines import Method, as_method, load_dncnn, named_filter, score_rem
 from mdn.dataset import Pairs
 from mdn.defects import KINDS, DefectStrengths, add_defects
 from mdn.files import write_whole
+from mdn.grains import traced_grains
 from mdn.metrics import (
     align,
     aligned_psnr,
@@ -67,6 +69,7 @@ from mdn.synthesis import stand_in
 RESULTS = Path(__file__).parent / "results" / "rivals.json"
 NETWORK, NOISY, TRUTH = "network", "noisy", "truth"
 SHORT = ("network, short", "no attention, short", "DnCNN, short")  # trained briefly by benchmarks.ablation
+LONG = ("network, long", "DnCNN, long")  # after the first sitting, and trained for as long, by the same
 EVERYWHERE = {"speckle", "illumination", "noise", "jpeg", "mottle"}  # kinds that have no inside and no outside
 SCRATCHES = ("deep_scratch", "faint_scratch")
 LOWER = {
@@ -79,10 +82,12 @@ LOWER = {
 }  # the less, the better
 STRENGTHS = (0.25, 0.5, 1.0)
 STEEL_STRENGTHS = (0.3, 0.6, 1.0)
+PATCH = 32  # px a side of a black patch in a corner, which moves the grey range of what the network sees
 FACTORS = (1, 2, 4)  # of the steel's magnification, downwards
 DIAMETERS = (0, 15, 25, 50, math.inf)  # px, edges of the bins
 RESCALED = ((0.5, 0.25), (0.3, 0.05), (0.8, 0.1))  # gain and offset that clip nothing
 SEAM = 16  # px beside the grains that do not count as blank
+TO_ITSELF = {f"{column} to untouched": column for column in ("raw PSNR", "aligned PSNR", "SSIM")}
 Table = dict[str, list | dict]
 
 
@@ -93,7 +98,7 @@ class Sizes:
     tuned: int = 40
     tested: int | None = None
     truths: int = 8
-    draws: int = 3
+    draws: int = 6
 
 
 QUICK = Sizes(tuned=2, tested=4, truths=2, draws=1)
@@ -138,6 +143,7 @@ def score(output: np.ndarray, pairs: Pairs, i: int, boundaries, threshold: float
         "VoI merge": merge,
         "G error": error,
         "G within 0.25": float(error <= 0.25),
+        "G within 0.25, no twins": math.nan if pairs.twin_boundaries[i].any() else float(error <= 0.25),
         "G error to clean": added,
         "G within 0.25 of clean": float(added <= 0.25),
         "grain grey median": greys.median,
@@ -157,10 +163,13 @@ def astm(labels: np.ndarray) -> float:
 
 
 class Kept:
-    """Answers that cost minutes and do not hang on the network, kept for the pairs and the code that gave them."""
+    """Answers that cost minutes and do not hang on the network, kept for the pairs and the code that gave them.
+
+    A question names what this file does to answer it; the modules that it calls are told apart here.
+    """
 
     def __init__(self, path: Path, *pairs: Pairs):
-        code = [Path(module.__file__) for module in (mdn.baselines, mdn.grains, mdn.metrics)] + [Path(__file__)]
+        code = [Path(module.__file__) for module in (mdn.baselines, mdn.grains, mdn.metrics)]
         digest = hashlib.sha256(b"".join(a.tobytes() for p in pairs for a in (p.noisy, p.clean, p.labels)))
         digest.update(b"".join(file.read_bytes() for file in code))
         made_from = digest.hexdigest()
@@ -230,7 +239,8 @@ class Recipe:
     def scores(self, name: str) -> dict[str, np.ndarray]:
         """A method's columns on the test pairs, each [N]."""
         if name not in self._scores:
-            columns = self.keep(name, "scores", lambda: self.scored(name))
+            code = hashlib.sha256("".join(map(inspect.getsource, (score, astm, bits))).encode()).hexdigest()[:8]
+            columns = self.keep(name, f"scores {code}", lambda: self.scored(name))
             columns = {column: np.array(values, float) for column, values in columns.items()}
             self._scores[name] = {c: np.where(np.isinf(v), np.nan, v) for c, v in columns.items()}  # the truth's PSNR
         return self._scores[name]
@@ -311,8 +321,9 @@ def table(bench: Bench) -> Table:
         rivals = {NOISY: dict.fromkeys(columns, NOISY), "best filter": hardest}
         rivals |= {name: dict.fromkeys(columns, name) for name in recipe.models if name != NETWORK}
         pairs = [(NETWORK, name, rival) for name, rival in rivals.items()]
-        if SHORT[0] in scores:
-            pairs += [(SHORT[0], name, dict.fromkeys(columns, name)) for name in SHORT[1:] if name in scores]
+        for first, *others in (SHORT, LONG):
+            if first in scores:
+                pairs += [(first, name, dict.fromkeys(columns, name)) for name in others if name in scores]
         for ours, name, rival in pairs:
             gains = [mean_interval(scores[ours][c] - scores[rival[c]][c]) for c in columns]
             differences.append([recipe.name, n, f"{ours} - {name}", *gains])
@@ -333,7 +344,9 @@ def hardest_filter(recipe: Recipe, column: str) -> str:
 
 
 def removal(bench: Bench) -> Table:
-    """Share of each defect's visible pixels restored to within 0.1 (aligned), and recall of the twins beside it."""
+    """Each defect alone: share of its visible pixels within 0.1 of the truth (aligned), and of its squared error that
+    is gone, which a defect too faint to leave that band does not flatter; recall of the twins beside it.
+    """
     recipe, pairs = bench.general, bench.truths
     methods = recipe.compared()
     thresholds = {name: recipe.threshold(name) for name in methods}
@@ -343,7 +356,7 @@ def removal(bench: Bench) -> Table:
     groups = {}
     for row in found:
         groups.setdefault((row["kind"], row["strength"], row["method"]), []).append(row)
-    columns = "restored", "twin recall"
+    columns = "restored", "twin recall", "error removed"
     rows = [[*group, *(mean_interval([row[c] for row in each]) for c in columns)] for group, each in groups.items()]
     return {"columns": ["kind", "strength", "method", *columns], "rows": rows, "n": len(pairs)}
 
@@ -367,6 +380,18 @@ def controls(bench: Bench) -> Table:
         name = f"input x {gain:g} + {offset:g}"
         rows.append([f"{name}, mean deviation", NETWORK, mean_interval([each.mean() for each in apart])])
         rows.append([f"{name}, largest deviation", NETWORK, [float(np.max(apart)), None, None]])
+    far = np.s_[2 * PATCH :, 2 * PATCH :]  # where the patch acts by the grey range and the channel weights alone
+    moved = {"as it comes": bench.denoiser.restore, "aligned": bench.denoiser.restore, "matched": bench.denoiser}
+    for name, method in moved.items():
+        apart = []
+        for x in bench.truths.noisy:
+            patched = x.copy()
+            patched[:PATCH, :PATCH] = 0
+            before, after = method(x)[far], method(patched)[far]
+            after = align(after, before) if name == "aligned" else after
+            apart.append(float(np.abs(after - before).mean()))
+        told = f"a black patch of {PATCH} px in a corner, mean deviation elsewhere, {name}"
+        rows.append([told, NETWORK, mean_interval(apart)])
     return {"columns": ["control", "method", "value"], "rows": rows}
 
 
@@ -395,9 +420,11 @@ def blank_fields(bench: Bench, grey: float = 0.6, strength: float = 0.5) -> dict
 
 
 def steel(bench: Bench) -> Table:
-    """Boundary F on the traced steel, untouched and denoised, with defects added, at each magnification.
+    """The traced steel, untouched and denoised, with defects added, at each magnification; a value a draw of defects.
 
-    All kinds but corrosion, which follows the traced boundaries and would help to find them.
+    All kinds but corrosion, which follows the traced boundaries and would help to find them. Greys are held to the
+    micrograph without what was added: no one knows it without its own defects. G and grain greys take the grains
+    between the traced lines for the truth.
     """
     rows, recipe = [], bench.general
     try:
@@ -407,29 +434,55 @@ def steel(bench: Bench) -> Table:
         return {"columns": [], "rows": []}
     for factor in FACTORS:
         small, edges = block_reduce(image, factor, np.mean), block_reduce(traced, factor, np.max)
+        grains = traced_grains(edges)
         for strength in (0.0, *STEEL_STRENGTHS):
             each = {name: [] for name in recipe.compared()}
             for draw in range(bench.sizes.draws if strength else 1):
                 strengths = DefectStrengths(**dict.fromkeys(KINDS, strength) | {"thick_boundary": 0.0})
                 dirty, _ = add_defects(small, edges, strengths=strengths, key=jax.random.fold_in(bench.key, draw))
                 for name, method in recipe.compared().items():
-                    each[name].append(boundary_score(detect_boundaries(method(dirty), recipe.threshold(name)), edges))
-            rows += [[factor, strength, name, len(s), *map(float, np.mean(s, 0))] for name, s in each.items()]
-    clean = {(row[0], row[2]): row[-1] for row in rows if not row[1]}
-    before = {tuple(row[:2]): row[-1] for row in rows if row[2] == NOISY}
+                    found = on_steel(method(dirty), dirty, small, edges, grains, recipe.threshold(name))
+                    each[name].append(found | ({} if strength else dict.fromkeys(TO_ITSELF, math.nan)))
+            rows += [
+                [factor, strength, name, len(s), *(mean_interval([x[c] for x in s]) for c in s[0])]
+                for name, s in each.items()
+            ]
+    columns = ["smaller by", "strength", "method", "draws", *next(iter(each.values()))[0], "lost F regained"]
+    f = columns.index("boundary F")
+    clean = {(row[0], row[2]): row[f].mean for row in rows if not row[1]}
+    before = {tuple(row[:2]): row[f].mean for row in rows if row[2] == NOISY}
     for row in rows:  # nothing to regain where nothing was lost
         lost = clean[row[0], NOISY] - before[tuple(row[:2])]
-        row.append((row[-1] - before[tuple(row[:2])]) / lost if row[1] and lost > 0.01 else None)
-    columns = ["smaller by", "strength", "method", "draws", "precision", "recall", "boundary F", "lost F regained"]
+        row.append((row[f].mean - before[tuple(row[:2])]) / lost if row[1] and lost > 0.01 else None)
     return {"columns": columns, "rows": rows}
 
 
+def on_steel(output, dirty, untouched, edges, grains, threshold: float) -> dict[str, float]:
+    """Columns of the steel for one output on a micrograph with defects added, and what it was before these."""
+    segmented = mdn.segment_grains(output, threshold)
+    shape = boundary_score(detect_boundaries(output, threshold), edges)
+    split, merge = variation_of_information(segmented, grains)
+    greys = grain_grey_error(match_histograms(output, dirty), dirty, grains)
+    scores = image_scores(output, dirty, untouched)
+    return {
+        "precision": shape.precision,
+        "recall": shape.recall,
+        "boundary F": shape.f,
+        "VoI split": split,
+        "VoI merge": merge,
+        "G error": abs(astm(segmented) - astm(grains)),
+        "grain grey median": greys.median,
+        "grain grey p95": greys.p95,
+        **{name: scores[column] for name, column in TO_ITSELF.items()},
+    }
+
+
 def magnification(bench: Bench) -> Table:
-    """Boundary F and aligned PSNR of the varied test pairs by the mean diameter of their grains."""
+    """The columns of the table on the varied test pairs, by the mean diameter of their grains."""
     recipe, rows = bench.general, []
     counts = np.array([len(np.unique(labels)) for labels in recipe.test.labels])
     diameter = np.sqrt(4 / math.pi * recipe.test.labels[0].size / counts)
-    columns = "aligned PSNR", "boundary F"
+    columns = list(recipe.scores(NOISY))
     for low, high in pairwise(DIAMETERS):
         inside = (low <= diameter) & (diameter < high)
         if inside.any():
@@ -478,9 +531,11 @@ def targets(parts: dict[str, Table]) -> Table:
         reach(f"{recipe}: raw PSNR over noisy (dB)", over_noisy, noisy[column["raw PSNR"]][0])
         reach(f"{recipe}: raw PSNR over the best filter (dB)", over_best, best[column["raw PSNR"]][0])
         reach(f"{recipe}: aligned PSNR over the best filter (dB)", aligned, best[column["aligned PSNR"]][0])
-        if over := gains.get((recipe, f"{SHORT[0]} - {SHORT[2]}")):
-            low = over[column["aligned PSNR"]][1]
-            reach(f"{recipe}: aligned PSNR over DnCNN, both briefly trained (dB, low end)", 0, low, strictly=True)
+        for ours, *_, theirs in (SHORT, LONG):
+            if over := gains.get((recipe, f"{ours} - {theirs}")):
+                for name in ("raw PSNR", "aligned PSNR", "boundary F"):
+                    low = over[column[name]][1]
+                    reach(f"{recipe}: {name}, {ours} over {theirs} (low end)", 0, low, strictly=True)
         for name in ("boundary F", "precision"):
             reach(f"{recipe}: {name} over noisy (low end)", 0, noisy[column[name]][1], strictly=True)
         reach(f"{recipe}: recall over noisy", 0, noisy[column["recall"]][0])
@@ -496,16 +551,18 @@ def targets(parts: dict[str, Table]) -> Table:
         reach(f"{recipe}: twin boundary length found", 0.85, twins)
         if twins and findable:
             reach(f"{recipe}: twin boundary length found, of what is found on the truth", 0.85, twins / findable)
-    steel_rows = parts.get("steel", {"rows": []})["rows"]
-    steel_f = {tuple(row[:3]): row for row in steel_rows}
-    for factor, strength, name, *_ in steel_rows:
+    steel_found = parts.get("steel", {"columns": [], "rows": []})
+    of = {name: place for place, name in enumerate(steel_found["columns"])}
+    steel_rows = {tuple(row[:3]): row for row in steel_found["rows"]}
+    for (factor, strength, name), row in steel_rows.items():
         if name == NETWORK:
-            row, untouched = steel_f[factor, strength, name], steel_f[factor, strength, NOISY]
             steel_name = "steel" if factor == 1 else f"steel, {factor} times smaller"
             if not strength:
-                reach(f"{steel_name}: boundary F over untouched", 0, row[-2] - untouched[-2])
-            elif row[-1] is not None:
-                reach(f"{steel_name}, defects at {strength:g}: share of the lost F regained", 0.5, row[-1])
+                untouched = steel_rows[factor, strength, NOISY][of["boundary F"]][0]
+                reach(f"{steel_name}: boundary F over untouched", 0, row[of["boundary F"]][0] - untouched)
+            elif row[of["lost F regained"]] is not None:
+                regained = row[of["lost F regained"]]
+                reach(f"{steel_name}, defects at {strength:g}: share of the lost F regained", 0.5, regained)
     for name, method, value in parts.get("controls", {"rows": []})["rows"]:
         if name.startswith("clean in") and "aligned" not in name:
             reach(f"{name} (dB)", 32, value[0])
@@ -583,7 +640,8 @@ def main() -> None:
         parser.error(f"--weights {args.weights}: NAME=PATH is accepted")
     weights = {name: Path(path) for name, path in (text.split("=", 1) for text in args.weights)}
     short = {
-        name: args.directory / "ablation" / f"{name.replace(', ', '_').replace(' ', '_')}.safetensors" for name in SHORT
+        name: args.directory / "ablation" / f"{name.replace(', ', '_').replace(' ', '_')}.safetensors"
+        for name in SHORT + LONG
     }
     weights = {name: path for name, path in short.items() if path.exists()} | weights
     wanted = args.parts or [name for name in known if name != "seconds"]

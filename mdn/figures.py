@@ -800,7 +800,8 @@ def plot_swipe(before, after, position: float | int, *, um_per_px: float | int |
 def plot_strengths(rows: Sequence, ylabel: str) -> Figure:
     """What methods reach against the strength of a defect, a panel a kind: rows (kind, strength, method, value).
 
-    value: a number, or (mean, low, high), whose interval is then shaded. The network stands out.
+    value: a number up to 1, or (mean, low, high), whose interval is then shaded; below -0.5 it is not seen. The network
+    stands out.
     """
     panels, methods = (list(dict.fromkeys(str(row[i]) for row in rows)) for i in (0, 2))
     columns = min(len(panels), 4)
@@ -816,7 +817,8 @@ def plot_strengths(rows: Sequence, ylabel: str) -> Figure:
             ax.plot(strength, [v[0] for v in value], dashes, marker="o", color=colour, label=name)
             low, high = ([v[i] if v.size > 1 else np.nan for v in value] for i in (1, -1))
             ax.fill_between(strength, low, high, color=colour, alpha=0.15, linewidth=0)
-        ax.set(title=panel, ylim=(-0.03, 1.03), xlim=(-0.03, 1.03))
+        ax.axhline(0, color=INK, linewidth=0.5)
+        ax.set(title=panel, ylim=(-0.53, 1.03), xlim=(-0.03, 1.03))
     for ax in axes[len(panels) :]:
         ax.set_axis_off()
     for ax in axes[max(len(panels) - columns, 0) : len(panels)]:

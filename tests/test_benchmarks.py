@@ -139,15 +139,26 @@ def test_other_parts_tell_what_was_done(bench, monkeypatch):
     assert values["input x 0.5 + 0.25, largest deviation"][0] > 0.001  # 0.005 is added whatever the range
     grouped = rivals.magnification(bench)["rows"]
     assert {(row[0], row[1]) for row in grouped} == {(25, 50)} and grouped[0][2] == 3
+    assert len(grouped[0]) == 4 + len(bench.general.scores("noisy"))
+    patched = [value for name, value in values.items() if name.startswith("a black patch")]
+    assert len(patched) == 3 and all(value.mean > 0.01 for value in patched)  # it knows them whole alone
+    removed = {tuple(row[:3]): row[5].mean for row in found["rows"]}
+    assert removed["deep_scratch", 1.0, "noisy"] == 0 < removed["noise", 1.0, "network"] < 1
 
     clean, edges = bench.truths.clean[0], bench.truths.boundaries[0]
     monkeypatch.setattr(rivals, "load_source", lambda name: SimpleNamespace(pixels=clean))
     monkeypatch.setattr(rivals, "traced_boundaries", lambda name: edges)
-    rows = rivals.steel(bench)["rows"]
-    assert len(rows) == 3 * 4 * 3
+    found = rivals.steel(bench)
+    of, rows = {name: place for place, name in enumerate(found["columns"])}, found["rows"]
+    assert len(rows) == 3 * 4 * 3 and all(len(row) == len(of) for row in rows)
     for row in rows:
         assert row[-1] is None or row[2] != "noisy" or row[-1] == 0
-    assert rows[0][-2] > 0.7
+        assert row[of["grain grey p95"]].mean == 0 or row[2] != "noisy"
+        assert np.isnan(row[of["raw PSNR to untouched"]].mean) == (row[1] == 0)
+    clean, dirty = rows[0], rows[9]
+    assert clean[of["boundary F"]].mean > 0.7 and clean[of["G error"]].mean < 0.5
+    assert dirty[of["VoI split"]].mean + dirty[of["VoI merge"]].mean > clean[of["VoI split"]].mean
+    assert dirty[of["raw PSNR to untouched"]].mean < 25
 
     def missing(name):
         raise FileNotFoundError("none")
@@ -173,15 +184,16 @@ def test_targets_are_met_or_missed():
         rows = [[*row[:5], [0.95 if verdict else 0.5] * 3, *row[6:]] for row in rows]
         found = rivals.targets({"table": {"columns": columns, "rows": rows, "differences": gains}})
         met = {row[0]: row[3] for row in found["rows"]}
-        assert len(met) == 14
+        assert len(met) == 16
         assert {name for name, value in met.items() if value != verdict} <= {
             "paper: recall over noisy", "paper: twin boundary length found, of what is found on the truth",
         }  # fmt: skip
-    steel = [[1, 0.0, "noisy", 1, 0, 0, 0.9, None], [1, 0.0, "network", 1, 0, 0, 0.8, None]]
-    steel += [[1, 0.6, "noisy", 3, 0, 0, 0.7, 0.0], [1, 0.6, "network", 3, 0, 0, 0.8, 0.5]]
+    steel = [[1, 0.0, "noisy", 1, [0.9, None, None], None], [1, 0.0, "network", 1, [0.8, None, None], None]]
+    steel += [[1, 0.6, "noisy", 3, [0.7, 0.6, 0.8], 0.0], [1, 0.6, "network", 3, [0.8, 0.7, 0.9], 0.5]]
+    columns = ["smaller by", "strength", "method", "draws", "boundary F", "lost F regained"]
     controls = [["clean in (paper), raw PSNR", "network", [31.9, 31, 33]]]
     controls += [["boundary on a blank field beside grains, all kinds", "network", [0.0, 0, 0]]]
-    found = rivals.targets({"steel": {"rows": steel}, "controls": {"rows": controls}})
+    found = rivals.targets({"steel": {"columns": columns, "rows": steel}, "controls": {"rows": controls}})
     assert [row[3] for row in found["rows"]] == [False, True, False, True]
     assert rivals.targets({})["rows"] == []
 
@@ -215,22 +227,31 @@ def measured() -> dict[str, dict]:
     columns = ["pairs", "n", "method", "raw PSNR", "PSNR on the band", "VoI merge", "twin recall", "grain grey median"]
     names = ("noisy", "closing (512)", "network", "DnCNN, short", "truth")
     full, less, none = [0.9, 0.8, 1.0], [0.5, 0.4, 0.6], [None, None, None]
-    removal = [["speckle", 0.25, "noisy", full, full], ["speckle", 0.25, "network", less, less]]
-    removal += [["pore", 0.5, "noisy", less, full], ["pore", 0.5, "network", full, less]]
-    removal += [["deep_scratch", 0.0, "noisy", none, full], ["deep_scratch", 0.0, "network", none, less]]
-    steel = [[1, 0.0, "noisy", 1, 1.0, 1.0, 0.91, None], [1, 0.0, "network", 1, 1.0, 1.0, 0.95, None]]
-    steel += [[4, 1.0, "noisy", 3, 1.0, 1.0, 0.72, 0.0], [4, 1.0, "network", 3, 1.0, 1.0, 0.41, -1.5]]
+    nothing, more = [0.0, 0.0, 0.0], [-0.2, -0.3, -0.1]
+    removal = [["speckle", 0.25, "noisy", full, full, nothing], ["speckle", 0.25, "network", less, less, full]]
+    removal += [["pore", 0.5, "noisy", less, full, nothing], ["pore", 0.5, "network", full, less, full]]
+    removal += [["dust", 0.5, "noisy", less, full, nothing], ["dust", 0.5, "network", full, less, more]]
+    removal += [["deep_scratch", 0.0, "noisy", none, full, none], ["deep_scratch", 0.0, "network", none, less, none]]
+    found = [[0.91, None, None], [0.95, None, None], [0.72, 0.7, 0.74], [0.41, 0.4, 0.42]]
+    steel = [[1, 0.0, "noisy", 1, found[0], none, None], [1, 0.0, "network", 1, found[1], none, None]]
+    steel += [[4, 1.0, "noisy", 3, found[2], less, 0.0], [4, 1.0, "network", 3, found[3], full, -1.5]]
     blank = "boundary on a blank field"
     controls = [[f"{blank} alone, no defect", "noisy", [0.0, 0.0, 0.0]]]
     controls += [[f"{blank} alone, no defect", "network", [0.0123, 0.01, 0.0146]]]
     controls += [[f"{blank} beside grains, all kinds", name, [0.0, 0.0, 0.0]] for name in ("noisy", "network")]
-    grains = [[50, None, 26, "network", full, less]]
+    grains = [[50, None, 26, "network", full, less, none]]
     parts = {
         "table": {"columns": columns, "rows": [["paper", 9, name, *values] for name in names]},
         "removal": {"rows": removal, "n": 3},
         "controls": {"rows": controls},
-        "steel": {"rows": steel},
-        "magnification": {"columns": ["from (px)", "below (px)", "n", "method", "aligned", "F"], "rows": grains},
+        "steel": {
+            "columns": ["smaller by", "strength", "method", "draws", "boundary F", "VoI split", "lost F regained"],
+            "rows": steel,
+        },
+        "magnification": {
+            "columns": ["from (px)", "below (px)", "n", "method", "aligned PSNR", "boundary F", "G error"],
+            "rows": grains,
+        },
         "targets": {"rows": [["steel: F", "at least 0", 0.1, True], ["paper: F", "at least 0.9", None, False]]},
         "seconds": {"columns": ["method", "seconds a megapixel"], "rows": [["closing (512)", 0.935]]},
     }
@@ -265,13 +286,15 @@ def test_card_tells_what_was_found_and_where_it_fails(written):
     found = measured()
     text = written(found["rivals"], found["uncertainty"], {"varied": (20, 79)})
     failures = text.partition("## Known failures")[2].partition("\n## ")[0]
-    assert "| speckle | 0.25 | 0.90 ± 0.10 | 0.50 ± 0.10 |" in failures and "pore" not in failures
-    assert "1 of 2 kinds and strengths" in failures and "3 truths" in failures
+    assert "| speckle | 0.25 | 0.90 ± 0.10 | 0.50 ± 0.10 | 0.90 ± 0.10 |" in failures and "pore" not in failures
+    assert "| dust | 0.5 | 0.50 ± 0.10 | 0.90 ± 0.10 | -0.20 ± 0.10 |" in failures
+    assert "2 of 3 kinds and strengths" in failures and "3 truths" in failures
     assert "0.50 (0.40 to 0.60) of their boundary" in failures and "nothing to remove.\n" in failures
-    assert "| 4 | 1 | 0.72 | 0.41 |" in failures and "1 of 2 magnifications" in failures
+    assert "| 4 | 1 | 0.72 ± 0.02 | 0.41 ± 0.01 |" in failures and "1 of 2 magnifications" in failures
     assert "| alone, no defect | 0.00 ± 0.00 | 12.30 ± 2.30 |" in failures and "beside grains" not in failures
     for line in (
-        "| 4 | 1 | 0.72 | 0.41 | -1.5 |",
+        "| 4 | 1 | 0.72 ± 0.02 | 0.41 ± 0.01 | -1.5 |",
+        "| 4, 1 | network | 0.90 ± 0.10 |",
         "| 50 | - | 26 | network | 0.90 ± 0.10 | 0.50 ± 0.10 |",
         "| grain grey median | 0.031 ± 0.001 | 0.031 ± 0.001 |",
         "| PSNR on the band | 20.00 ± 1.00 | 20.00 ± 1.00 |",
