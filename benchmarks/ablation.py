@@ -20,6 +20,7 @@ import platform
 import subprocess
 import time
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 
 import jax
@@ -27,6 +28,7 @@ import numpy as np
 from flax import nnx
 
 import mdn
+from benchmarks import rivals
 from benchmarks.shipped_weights import CHOSEN_ON, NETWORK, PAIRS, RECIPE, SEED, write
 from mdn import metrics
 from mdn.baselines import DnCNN, save_dncnn, score_methods
@@ -38,6 +40,7 @@ from mdn.training import predict
 RESULTS = Path(__file__).parent / "results" / "ablation.json"
 SMALL = replace(PAIRS, n_pairs=375, n_test=0, n_runs=250)
 BUDGET = {"steps": 500, "crop": 96, "learning_rate": 2e-3, "average": 0.98, "evaluate_every": 500}
+GAPS = {"aligned PSNR": "aligned gap (dB)", "boundary F": "F gap"}
 KEPT = {"best": "network_short", "DnCNN": "DnCNN_short", "no attention": "no_attention_short"}
 RATES = (5e-4, 1e-3, 2e-3)  # of DnCNN
 TUNED_ON, TESTED_ON = 16, 40  # validation pairs for boundary thresholds; test pairs of each kind
@@ -71,6 +74,7 @@ VARIANTS = {
     "no looks of etching": Variant(without=("looks",)),
     "full resolution, as wide for the same work": Variant({"scale": 1, "width": 16}),
     "no edges in the loss": Variant(training={"edges": 0.0}),
+    "boundaries weigh more in the loss": Variant(training={"boundaries": 4.0}),
     "no averaged weights": Variant(training={"average": 0.0}),
     "no symmetries": Variant(training={"symmetries": False}),
     "no grey jitter": Variant(training={"grey_jitter": 0.0}),
@@ -169,7 +173,7 @@ def score(model: nnx.Module, directory: Path) -> dict[str, list[float]]:
 
 
 def table(kept: dict) -> dict:
-    """Means over test pairs and seeds, and the difference in aligned PSNR to the first row with its 95 % interval."""
+    """Means over test pairs and seeds, and the differences to the first row with their 95 % intervals."""
     rows, first = [], kept.get("best", {})
     columns = ["variant", "seeds", "steps", "processor minutes"]
     for name in VARIANTS:
@@ -183,17 +187,15 @@ def table(kept: dict) -> dict:
             values = [run[c] for run in runs.values() if run.get(c) is not None]
             row.append(float(np.mean(values)) if values else None)
         row += list(means.values())
-        for kind in ("paper", "varied"):
-            shared = [seed for seed in runs if seed in first]
-            column = f"{kind}, aligned PSNR"
-            gaps = [np.subtract(runs[s]["scores"][column], first[s]["scores"][column]) for s in shared]
-            gap = np.mean(gaps, axis=0) if gaps else np.full(2, np.nan)
-            row += [float(gap.mean()), float(1.96 * gap.std(ddof=1) / np.sqrt(gap.size))]
-            row += [", ".join(f"{np.mean(one):+.2f}" for one in gaps)]
-        rows.append(row)
         columns = ["variant", "seeds", "steps", "processor minutes", *means]
-        for kind in ("paper", "varied"):
-            columns += [f"{kind}, aligned gap (dB)", f"{kind}, 95 % +-", f"{kind}, gap by seed"]
+        shared = [seed for seed in runs if seed in first]
+        for kind, (what, name) in product(("paper", "varied"), GAPS.items()):
+            column = f"{kind}, {what}"
+            gaps = [np.subtract(runs[s]["scores"][column], first[s]["scores"][column]) for s in shared]
+            row.append(list(metrics.mean_interval(np.mean(gaps, axis=0))) if gaps else [None] * 3)
+            row += [", ".join(f"{np.mean(one):+.{digits}f}" for one in gaps) for digits in [3 if "F" in what else 2]]
+            columns += [f"{kind}, {name}", f"{kind}, {name}, by seed"]
+        rows.append(row)
     return {"columns": columns, "rows": rows}
 
 
@@ -229,7 +231,7 @@ def main() -> None:
             write(RESULTS, json.dumps({**told, **table(kept), "runs": kept}, indent=1))
             print(name, seed, {c: round(float(np.mean(v)), 3) for c, v in run["scores"].items()}, flush=True)
     for row in table(kept)["rows"]:
-        print(" | ".join(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row))
+        print(" | ".join(rivals.cell(v) for v in row))
 
 
 if __name__ == "__main__":

@@ -48,6 +48,18 @@ DRAWN = 2000  # recipes, to say how many of them are hard
 RESULTS = Path(__file__).parent / "results" / "shipped_weights.json"
 RIVALS = RESULTS.with_name("rivals.json")
 UNCERTAINTY = RESULTS.with_name("uncertainty.json")
+ABLATION = RESULTS.with_name("ablation.json")
+# a step of the recipe, and the row of the ablation that leaves it out or puts it in
+STEPS = {
+    "schedule": "Adam at 1e-4, constant",
+    "symmetries": "no symmetries",
+    "boundaries": "boundaries weigh more in the loss",
+    "clean_share": "a tenth of the crops clean",
+    "dropout_until": "dropout to the end",
+    "edges": "no edges in the loss",
+    "average": "no averaged weights",
+    "grey_jitter": "no grey jitter",
+}
 
 
 def export(
@@ -336,6 +348,30 @@ def trust(uncertainty: dict) -> list[str]:
     return lines
 
 
+def steps_kept(ablation: dict) -> list[str]:
+    """What each step of the recipe is worth on its own, and whether the last sitting takes it."""
+    rows, of = (
+        {row[0]: row for row in ablation.get("rows", [])},
+        {n: i for i, n in enumerate(ablation.get("columns", []))},
+    )
+    gaps = [f"{kind}, {what}" for kind in ("paper", "varied") for what in ("aligned gap (dB)", "F gap")]
+    if not rows or not set(gaps) <= of.keys():
+        return ["What each step is worth is not measured here: `python -m benchmarks.ablation`.", ""]
+    lines = []
+    for step, variant in STEPS.items():
+        if variant in rows:
+            found, value = rows[variant], getattr(SITTINGS[-1], step)
+            cells = [markdown([], [[found[of[gap]]]], 3 if "F" in gap else 2)[2].strip("| ") for gap in gaps]
+            lines.append([f"`{step}`", f"`{value}`", variant, *cells, found[of["seeds"]]])
+    return [
+        "Steps of the recipe one by one, as the ablation found them early in a training of half the width; a gap is",
+        "that of the row's variant to the ablation's first row, which has the steps of the first sitting:",
+        "",
+        *markdown(["step", "in the last sitting", "variant", *gaps, "seeds"], lines),
+        "",
+    ]
+
+
 def kflop_a_pixel(network: mdn.DenoisingNetwork, side: int = 256) -> float:
     """Thousands of floating-point operations a pixel of one pass, as XLA counts them."""
     graph, state = nnx.split(nnx.view(network, deterministic=True, use_running_average=True))
@@ -343,7 +379,13 @@ def kflop_a_pixel(network: mdn.DenoisingNetwork, side: int = 256) -> float:
     return training._apply.lower(graph, state, image).cost_analysis()["flops"] / side**2 / 1e3
 
 
-def card(results: dict, rivals: dict, uncertainty: dict | None = None, borrowed: dict | None = None) -> str:
+def card(
+    results: dict,
+    rivals: dict,
+    uncertainty: dict | None = None,
+    borrowed: dict | None = None,
+    ablation: dict | None = None,
+) -> str:
     """The model card, every number from a run; borrowed: see `borrowed_references`."""
     history, counts, registry = results["history"], PAIRS.counts(), mdn.micrographs.sources()
     psnr = history["validation_psnr"]
@@ -436,7 +478,9 @@ def card(results: dict, rivals: dict, uncertainty: dict | None = None, borrowed:
             )
             + f" Validation PSNR was still rising at the last step, from {psnr[best - 1]:.2f} dB at step"
             f" {history['step'][best - 1]}: training ended before it had stopped gaining." * rising,
-            "What each part of the recipe is worth: the table of the ablation, in",
+            "",
+            *steps_kept(ablation or {}),
+            "What each part of network and pairs is worth: the table of the ablation, in",
             "[results/ablation.json](../../benchmarks/results/ablation.json) (`python -m benchmarks.ablation`), drawn",
             "in [notebook 04](../../notebooks/04_evaluation.ipynb).",
             "",
@@ -507,7 +551,7 @@ def main() -> None:
     if arguments.card:
         pairs = arguments.directory / "pairs.zarr"
         borrowed = borrowed_references(mdn.load_pairs(pairs, "test")) if pairs.exists() else {}
-        told = card(*(read_study(path) for path in (RESULTS, RIVALS, UNCERTAINTY)), borrowed)
+        told = card(*(read_study(path) for path in (RESULTS, RIVALS, UNCERTAINTY)), borrowed, read_study(ABLATION))
         write(SHIPPED.with_name("MODEL_CARD.md"), told)
         return
     directory = arguments.directory

@@ -30,6 +30,7 @@ from mdn.files import write_whole
 from mdn.network import stretch
 from mdn.processes import agreed, in_turn
 
+FAINT = 0.03  # of the grey range: a step of the truth that weighs half of a strong one
 CHECKPOINTS = 2  # kept: the last, and the one before to fall back on
 Images = Float[np.ndarray, "_n _h _w"]  # noisy and clean agree in shape, training and validation need not
 
@@ -46,6 +47,7 @@ class TrainingConfig:
         schedule: "constant" (the paper) or "cosine" (warm-up over a twentieth of the steps, then a cosine to 0).
         l2: lambda of Eq. 11, on convolution and dense kernels only.
         edges: weight of the error of the grey's differences from pixel to pixel, which boundaries are made of.
+        boundaries: how much more a squared error weighs beside an edge of the truth, faint or strong alike.
         average: decay of an exponential average of the weights, which is what is evaluated and kept; 0 for none.
         symmetries: whether each crop is turned and mirrored at random.
         grey_jitter: largest random change of a crop's gain and offset, clipped: a micrograph's own extremes decide
@@ -66,6 +68,7 @@ class TrainingConfig:
     schedule: str = "constant"
     l2: float = 1e-6
     edges: float = 0.0
+    boundaries: float = 0.0
     average: float = 0.0
     symmetries: bool = True
     grey_jitter: float = 0.0
@@ -84,11 +87,11 @@ class TrainingConfig:
             raise ValueError(
                 f"l2 must not be negative and dropout_until lie in [0, 1], got {self.l2}, {self.dropout_until}"
             )
-        if self.edges < 0 or not 0 <= self.average < 1 or not 0 <= self.grey_jitter < 1:
-            raise ValueError(
-                "edges must not be negative, average and grey_jitter lie in [0, 1), "
-                f"got {self.edges}, {self.average}, {self.grey_jitter}"
-            )
+        for name in ("edges", "boundaries"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)!r}")
+        if not 0 <= self.average < 1 or not 0 <= self.grey_jitter < 1:
+            raise ValueError(f"average and grey_jitter must lie in [0, 1), got {self.average}, {self.grey_jitter}")
         if not 0 <= self.clean_share <= 1:
             raise ValueError(f"clean_share must lie in [0, 1], got {self.clean_share!r}")
         if self.schedule not in ("constant", "cosine"):
@@ -129,24 +132,38 @@ class History:
 
 
 def loss(
-    model: nnx.Module, noisy: Float[Array, "n h w 1"], clean: Float[Array, "n h w 1"], l2: float, edges: float = 0.0
+    model: nnx.Module,
+    noisy: Float[Array, "n h w 1"],
+    clean: Float[Array, "n h w 1"],
+    l2: float,
+    edges: float = 0.0,
+    boundaries: float = 0.0,
 ) -> Float[Array, ""]:
-    """Mean squared error and L2 regularisation, and an error of the edges where it is asked for.
+    """Mean squared error and L2 regularisation, and what boundaries weigh where that is asked for.
 
         L = MSE(I_clean, I_gt) + lambda sum_i ||w_i||_2^2, over convolution and dense kernels           (11)
+            + boundaries x mean [b (I_clean - I_gt)^2],   b = s / (s + 0.03)
             + edges x [MSE(d_x I_clean, d_x I_gt) + MSE(d_y I_clean, d_y I_gt)]
+
+    The least squared error of a faint line that may as well be noise is to leave it out. With b it is not: beside
+    an edge of the truth an error counts more, and hardly less where the edge is faint.
 
     Args:
         model: the network, in training or evaluation mode.
         noisy, clean: [n, h, w, 1] in [0, 1].
         l2: lambda.
-        edges: weight of the second line, which is ours; d_x and d_y are differences of neighbours.
+        edges, boundaries: weights of the further lines, which are ours. d_x and d_y are differences of neighbours, s
+            the largest one of the truth within 2 px.
 
     Source: Eq. 11.
     """
     kernels = [leaf for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)) if leaf.ndim > 1]
     error = model(noisy) - clean
     value = jnp.mean(error**2) + l2 * sum(jnp.sum(w * w) for w in kernels)
+    if boundaries:
+        x, y = (jnp.diff(clean, axis=axis, append=jnp.take(clean, jnp.array([-1]), axis)) for axis in (2, 1))
+        step = nnx.max_pool(jnp.maximum(jnp.abs(x), jnp.abs(y)), (5, 5), (1, 1), "SAME")
+        value += boundaries * jnp.mean(step / (step + FAINT) * error**2)
     if edges:
         value += edges * sum(jnp.mean(jnp.diff(error, axis=axis) ** 2) for axis in (1, 2))
     return value
@@ -167,7 +184,7 @@ def _step_function(config: TrainingConfig, graph, rest, dropout: bool, sharding=
             model = nnx.merge(graph, params, statistics, rest, copy=True)
             nnx.reseed(model, dropout=key)
             model = nnx.view(model, deterministic=not dropout, use_running_average=False)
-            value = loss(model, noisy[..., None], clean[..., None], config.l2, config.edges)
+            value = loss(model, noisy[..., None], clean[..., None], config.l2, config.edges, config.boundaries)
             return value, nnx.state(model, nnx.BatchStat)
 
         (value, statistics), gradients = jax.value_and_grad(objective, has_aux=True)(params)
@@ -363,7 +380,7 @@ def fit(
     if keep_start and not history.step:
         noisy, clean = (jnp.asarray(part)[..., None] for part in _batch(*train, config, seed, 0))
         view = nnx.view(model, deterministic=True, use_running_average=True)
-        evaluate(0, float(loss(view, noisy, clean, config.l2, config.edges)))
+        evaluate(0, float(loss(view, noisy, clean, config.l2, config.edges, config.boundaries)))
         if report is not None:
             report(history)
     bar = tqdm(range(start, config.steps), initial=start, total=config.steps, disable=not shown, mininterval=1)

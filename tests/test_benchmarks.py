@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from benchmarks import inference, rivals, shipped_weights, training
+from benchmarks import ablation, inference, rivals, shipped_weights, training
 from benchmarks import phase_field as benchmark
 from benchmarks.parts import save, show
 from mdn import baselines
@@ -275,9 +275,9 @@ def written(monkeypatch, denoiser):
     history = {"step": [200, 400], "seconds": [60.0, 120.0], "validation_psnr": [19.1, 19.4]}
     training = {"history": history, "machine": "one", "pairs": {"train": [24, 14]}}
 
-    def write(rivals, uncertainty=None, borrowed=None, psnr=(19.1, 19.4)):
+    def write(rivals, uncertainty=None, borrowed=None, ablation=None, psnr=(19.1, 19.4)):
         history["validation_psnr"] = list(psnr)
-        return shipped_weights.card(training, rivals, uncertainty, borrowed)
+        return shipped_weights.card(training, rivals, uncertainty, borrowed, ablation)
 
     return write
 
@@ -330,3 +330,19 @@ def test_references_that_are_stand_ins_are_counted():
     pairs = simulated(6, 0)
     mixed = replace(pairs, sources=("iron_nital", "etched"), source=np.array([0, 0, 0, 1, 1, 1], np.int32))
     assert shipped_weights.borrowed_references(mixed) == {"paper's": (1, 3), "varied": (2, 3)}
+
+
+def test_card_tells_what_each_step_is_worth_and_whether_it_is_taken(written):
+    def run(better: float) -> dict:
+        columns = [f"{kind}, {name}" for kind in ("paper", "varied") for name in ablation.GAPS]
+        return {"steps": 5, "processor minutes": 2.0, "scores": {c: [20.0 + better, 21.0 + better] for c in columns}}
+
+    runs = {"best": {"0": run(0.0), "1": run(0.0)}, "no symmetries": {"0": run(-0.2), "1": run(-0.4), "2": run(9.0)}}
+    table = ablation.table(runs)
+    row = dict(zip(table["columns"], table["rows"][1], strict=True))
+    assert row["paper, aligned gap (dB)"] == pytest.approx([-0.3] * 3) and row["seeds"] == 3  # of seeds that both have
+    assert row["varied, F gap, by seed"] == "-0.200, -0.400"
+    text = written(measured()["rivals"], ablation=table)
+    taken = shipped_weights.SITTINGS[-1].symmetries
+    assert f"| `symmetries` | `{taken}` | no symmetries | -0.30 ± 0.00 | -0.300 ± 0.000 |" in text
+    assert "python -m benchmarks.ablation`" in written({})

@@ -173,14 +173,29 @@ def test_the_average_is_what_is_evaluated_and_kept():
         np.testing.assert_allclose(average, 0.1 * start + 0.9 * last, atol=1e-6)
 
 
+class Off(nnx.Module):
+    """Adds an error."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __call__(self, x):
+        return x + self.error
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+@pytest.mark.parametrize("step", [0.03, 0.3, -0.3])
+def test_errors_beside_a_boundary_weigh_more_and_beside_a_faint_one_too(step, axis):
+    at = jnp.arange(12).reshape((-1, 1, 1) if axis == 1 else (1, -1, 1))[None]
+    truth = jnp.where(at < 6, 0.5, 0.5 + step) + jnp.zeros((1, 12, 12, 1))
+    weight = 4 * abs(step) / (abs(step) + 0.03)
+    for distance, expected in ((0, weight), (2, weight), (4, 0.0)):  # columns of the step and beside it
+        error = jnp.where(at == 5 - distance, 0.1, 0.0) + 0 * truth
+        value = loss(Off(error), truth, truth, 0.0, boundaries=4.0)
+        assert value == pytest.approx((1 + expected) * 0.01 / 12, rel=1e-4)
+
+
 def test_edges_weigh_the_differences_of_neighbours():
-    class Off(nnx.Module):
-        def __init__(self, error):
-            self.error = error
-
-        def __call__(self, x):
-            return x + self.error
-
     x = jnp.zeros((1, 8, 8, 1))
     constant, step = jnp.full(x.shape, 0.1), jnp.where(jnp.arange(8)[None, None, :, None] < 4, 0.1, -0.1) + 0 * x
     assert loss(Off(constant), x, x, 0.0, 5.0) == pytest.approx(0.01)  # no edge is wrong
