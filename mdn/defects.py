@@ -253,7 +253,7 @@ class DefectStrengths:
 
     @classmethod
     def draw(cls, key: Array) -> DefectStrengths:
-        """Strengths of one of the varied pairs: each defect in four to seven images of ten, as `SHARES` says."""
+        """Strengths of one of the varied pairs: each defect in three to seven images of ten, as `SHARES` says."""
         rng = generator(key)
         return cls(**{name: float(rng.uniform(0.05, 1) * (rng.uniform() < SHARES.get(name, 0.5))) for name in KINDS})
 
