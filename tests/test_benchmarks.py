@@ -346,3 +346,21 @@ def test_card_tells_what_each_step_is_worth_and_whether_it_is_taken(written):
     taken = shipped_weights.SITTINGS[-1].symmetries
     assert f"| `symmetries` | `{taken}` | no symmetries | -0.30 ± 0.00 | -0.300 ± 0.000 |" in text
     assert "python -m benchmarks.ablation`" in written({})
+
+
+def test_boundaries_settle_what_is_shipped_among_the_near(monkeypatch):
+    def told(psnr, f):
+        return {"PSNR (dB)": psnr, "boundary F": f}
+
+    assert shipped_weights.settle({"best": told(19.5, 0.84), "last": told(19.45, 0.85)}) == "last"
+    assert shipped_weights.settle({"best": told(19.5, 0.84), "last": told(19.3, 0.85)}) == "best"
+    assert shipped_weights.settle({"before": told(19.5, 0.86), "last": told(19.45, 0.85)}) == "before"
+
+    pairs = simulated(20, 0)
+    truths = {x.tobytes(): y for x, y in zip(pairs.noisy, pairs.clean, strict=True)}
+    good = SimpleNamespace(restore=lambda image: truths[image.tobytes()] + np.float32(0.01))
+    blind = SimpleNamespace(restore=lambda image: np.full_like(image, 0.5))
+    monkeypatch.setattr(shipped_weights.mdn, "Denoiser", lambda network: network)
+    scores = {name: shipped_weights.on_validation(each, pairs) for name, each in (("good", good), ("blind", blind))}
+    assert scores["good"]["PSNR (dB)"] == pytest.approx(40, abs=0.1) and scores["good"]["boundary F"] > 0.9
+    assert scores["blind"]["boundary F"] == 0 and shipped_weights.settle(scores) == "good"
