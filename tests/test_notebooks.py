@@ -45,7 +45,7 @@ def code(notebook):
 def test_opens_with_its_title_and_finds_its_kernel(notebook):
     first = notebook.cells[0]
     assert first.cell_type == "markdown" and first.source.startswith("# ")
-    assert notebook.metadata.kernelspec.name in ("mdn", "python3")
+    assert notebook.metadata.kernelspec.name == "mdn"
 
 
 def test_holds_no_outputs(notebook):
@@ -127,6 +127,13 @@ def test_a_demo_leaves_its_pictures_where_there_is_no_front_end(smoke, name):
     page = (smoke / f"{name}.html").read_text()
     assert pictures["image/png"].strip()[:200].replace("\n", "") in page.replace("\n", "")
     assert "html-manager" not in page and "Demo(children" not in page
+
+
+def test_the_curves_of_a_watched_training_are_left_once(smoke):
+    cells = {cell.id: cell for cell in nbformat.read(smoke / "03_training.ipynb", as_version=4).cells}
+    kinds = [set(output.data) for output in cells["fit"].outputs if "data" in output]
+    assert "application/vnd.jupyter.widget-view+json" in kinds[0] and "image/png" in kinds[1]
+    assert sum("image/png" in kind for kind in kinds) == 1 and not cells["curves"].outputs
 
 
 def test_evaluation_tells_the_network_beside_the_filters(smoke):

@@ -334,6 +334,27 @@ def test_all_of_a_large_micrograph_is_saved(denoiser, tmp_path, monkeypatch):
     assert "without a calibration" in demo.message.value
 
 
+def test_a_save_that_is_stopped_writes_nothing_and_says_so(denoiser, tmp_path, monkeypatch):
+    monkeypatch.setattr(widgets, "LARGEST", 32)
+    demo = widgets.explore_denoising(denoiser, RGB[..., 0], save_to=tmp_path)
+    before = [bytes(picture.value) for picture in demo.pictures]
+    restore = Denoiser.restore
+
+    def pressed(self, grey, *, report):
+        demo.progress.stop.click()
+        return restore(self, grey, report=report)
+
+    monkeypatch.setattr(Denoiser, "restore", pressed)
+    demo.controls["save"].click()
+    assert "Stopped. Nothing was written." in demo.message.value and "drawn" not in demo.message.value
+    assert not list(tmp_path.glob("*.tif")) and [bytes(picture.value) for picture in demo.pictures] == before
+    demo.controls["micrograph"].value = "stand-in, etched"
+    assert "What was not drawn yet" in demo.message.value and "written" not in demo.message.value
+    monkeypatch.setattr(Denoiser, "restore", restore)
+    demo.controls["save"].click()
+    assert "Saved" in demo.message.value and list(tmp_path.glob("*.tif"))
+
+
 def test_attention(denoiser):
     demo = widgets.explore_attention(denoiser)
     assert whole(demo)
@@ -428,8 +449,11 @@ def test_a_training_is_watched_and_stopped(monkeypatch):
     pairs = rng.random((4, 24, 24), np.float32), rng.random((4, 24, 24), np.float32)
     report = watch.report
 
+    _, output = displayed(watch)
+
     def press(history):
         report(history)
+        assert not output.update.called
         seen.append(bytes(watch.picture.value))
         if len(seen) == 2:
             watch.button.click()
@@ -441,6 +465,8 @@ def test_a_training_is_watched_and_stopped(monkeypatch):
     history = awaited(watch.fit(model, pairs, pairs, **options))
     assert 4 <= history.step[-1] <= 5 and watch.stopped and watch.button.disabled
     assert watch.button.description == "Stopped"
+    for static in (output, displayed(watch)[1]):  # displayed before and after
+        assert left(static).size == Image.open(io.BytesIO(watch.picture.value)).size
     assert all(picture.startswith(PNG) for picture in seen) and seen[0] != seen[1]
     assert f"best on validation {max(history.validation_psnr):.2f} dB" in watch.message.value
 
@@ -466,4 +492,4 @@ def test_a_training_that_fails_is_stopped_and_told():
     none = np.zeros((0, 24, 24), np.float32)
     with pytest.raises(ValueError, match="train must be"):
         awaited(watch.fit(model, (none, none), (none, none), key=jax.random.key(0), progress=False))
-    assert watch.stopped
+    assert watch.stopped and not displayed(watch)[1].update.called
