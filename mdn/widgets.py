@@ -526,27 +526,29 @@ def explore_denoising(
         found[field] = detect_boundaries(image[field])
         return image, found, segment_grains(image[field])
 
+    def scale(name, um_per_px):
+        return None if bar_shown(name).any() else um_per_px or None  # it has a bar already
+
     def swipe(micrograph, match, position, um_per_px):
-        scale = None if bar_shown(micrograph).any() else um_per_px or None  # it has one already
-        return figures.plot_swipe(*pair(micrograph, match), position, um_per_px=scale)
+        return figures.plot_swipe(*pair(micrograph, match), position, um_per_px=scale(micrograph, um_per_px))
 
     def removed(micrograph, match, um_per_px):
         return figures.plot_removed(*pair(micrograph, match), um_per_px=um_per_px or None)
 
-    def boundaries(title, name, match):
+    def boundaries(title, name, match, um_per_px):
         image, found, _ = measured(name, match)
-        truth = choice[name].truth
+        truth, bar = choice[name].truth, {"um_per_px": scale(name, um_per_px)}
         if truth is None:
-            return figures.plot_boundaries(image, found, title=f"boundaries found, {title}")
+            return figures.plot_boundaries(image, found, title=f"boundaries found, {title}", **bar)
         truth = _middle(truth, (LARGEST, LARGEST))
         title = f"boundaries {title}: F = {boundary_score(found, truth).f:.2f}"
-        return figures.plot_boundaries(image, found, truth, title=title)
+        return figures.plot_boundaries(image, found, truth, title=title, **bar)
 
-    def boundaries_before(micrograph):
-        return boundaries("before", micrograph, None)
+    def boundaries_before(micrograph, um_per_px):
+        return boundaries("before", micrograph, None, um_per_px)
 
-    def boundaries_after(micrograph, match):
-        return boundaries("after", micrograph, match)
+    def boundaries_after(micrograph, match, um_per_px):
+        return boundaries("after", micrograph, match, um_per_px)
 
     def report(micrograph, match, um_per_px):
         size, lines = choice[micrograph].micrograph.pixels.shape[:2], []
@@ -601,7 +603,7 @@ def explore_denoising(
     choice.pick.observe(calibrate, "value")  # before the demo follows it
     drawings = [
         (swipe, ("micrograph", "match", "position", "um_per_px")), (removed, ("micrograph", "match", "um_per_px")),
-        (boundaries_before, ("micrograph",)), (boundaries_after, ("micrograph", "match")),
+        (boundaries_before, ("micrograph", "um_per_px")), (boundaries_after, ("micrograph", "match", "um_per_px")),
     ]  # fmt: skip
     reports, actions = [(report, ("micrograph", "match", "um_per_px"))], {"save": save}
     return choice.serve(Demo(controls, drawings, reports=reports, actions=actions, progress=progress, columns=2))
@@ -623,16 +625,17 @@ def explore_attention(denoiser: Denoiser | None = None, micrograph: Micrograph |
         return found
 
     def block_by_block(micrograph, block, channel):
-        return figures.plot_block(maps(micrograph), block=block - 1, channel=channel - 1)
+        scale = choice.um_per_px(micrograph)
+        return figures.plot_block(maps(micrograph), block=block - 1, channel=channel - 1, um_per_px=scale)
+
+    def overall(micrograph):
+        return figures.plot_attention(maps(micrograph), um_per_px=choice.um_per_px(micrograph))
 
     controls = {
         "micrograph": choice.pick, "upload": choice.upload, "limits": choice.limits,
         "block": _slider("block", 1, 1, config.blocks, 1), "channel": _slider("channel", 1, 1, config.width, 1),
     }  # fmt: skip
-    drawings = [
-        (block_by_block, ("micrograph", "block", "channel")),
-        (lambda micrograph: figures.plot_attention(maps(micrograph)), ("micrograph",)),
-    ]
+    drawings = [(block_by_block, ("micrograph", "block", "channel")), (overall, ("micrograph",))]
     return choice.serve(Demo(controls, drawings, progress=progress))
 
 

@@ -235,23 +235,25 @@ def test_denoising(denoising):
 
 
 def test_the_scale_bars_are_those_of_the_size_typed_in(denoising):
-    assert changed(denoising, "um_per_px", 2.0) == [True, True, False, False]
-    assert changed(denoising, "um_per_px", 0.0) == [True, True, False, False]
+    assert changed(denoising, "um_per_px", 2.0) == [True] * 4
+    assert changed(denoising, "um_per_px", 0.0) == [True] * 4
 
 
 def test_a_burnt_in_scale_bar_is_left_and_grains_are_measured_beside_it(denoiser, tmp_path, monkeypatch):
-    image, drawn, seen = 60 + RGB[..., 0].repeat(3, 0).repeat(4, 1) // 2, [], []
+    image, drawn, overlaid, seen = 60 + RGB[..., 0].repeat(3, 0).repeat(4, 1) // 2, [], [], []
     image[90:95, 40:140] = 255
     mask = scale_bar_mask(image)
     assert mask[90:95, 40:140].all() and mask.mean() < 0.3
     restore, swipe, segment = Denoiser.restore, figures.plot_swipe, widgets.segment_grains
+    overlay = figures.plot_boundaries
+    monkeypatch.setattr(figures, "plot_boundaries", lambda *a, **k: overlaid.append(k) or overlay(*a, **k))
     monkeypatch.setattr(Denoiser, "restore", lambda self, grey, **o: seen.append(grey) or restore(self, grey, **o))
     monkeypatch.setattr(figures, "plot_swipe", lambda *a, **k: drawn.append((a, k)) or swipe(*a, **k))
     monkeypatch.setattr(widgets, "segment_grains", lambda grey: seen.append(grey) or segment(grey))
     demo = widgets.explore_denoising(denoiser, Micrograph(pixels=image, um_per_px=0.5), save_to=tmp_path)
     (before, after, _), look = drawn[0]
     assert (before[mask] == after[mask]).all() and (before[~mask] != after[~mask]).any()
-    assert look["um_per_px"] is None  # no second bar
+    assert look["um_per_px"] is None and {over["um_per_px"] for over in overlaid} == {None}  # no second bar
     assert seen[0].max() < 0.8  # the network sees no white box
     assert {grey.shape for grey in seen[1:]} == {image[free_field(mask)].shape} != {image.shape}
     assert "left untouched" in demo.reports[0].value
@@ -367,6 +369,8 @@ def test_attention(denoiser):
 def test_attention_of_a_micrograph_that_is_given(denoiser):
     given, other = widgets.explore_attention(denoiser, RGB), widgets.explore_attention(denoiser)
     assert given.controls["micrograph"].value == "given" and given.pictures[0].value != other.pictures[0].value
+    scaled = widgets.explore_attention(denoiser, Micrograph(pixels=RGB, um_per_px=0.5))
+    assert all(a.value != b.value for a, b in zip(given.pictures, scaled.pictures, strict=True))  # by its scale bar
 
 
 def test_real_micrographs_are_offered_where_the_cache_has_them(denoiser, tmp_path, monkeypatch):
