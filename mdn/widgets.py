@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import html
 import io
 import os
@@ -69,6 +70,16 @@ def _watched() -> bool:
     """Whether a person sits at this kernel: a front end lets its cells ask for input, papermill does not."""
     kernel = getattr(get_ipython(), "kernel", None)
     return kernel is not None and kernel.get_parent("shell").get("content", {}).get("allow_stdin", False)
+
+
+@functools.cache
+def _settle() -> None:
+    """Take what is loaded by now out of garbage collection, once.
+
+    Figures leave cycles behind, and every sixth picture or so waited a third of a second while all was gone over.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 class Progress(ipw.HBox):
@@ -242,6 +253,8 @@ class Demo(_Pictured):
                 self.say(str(error) or type(error).__name__)
             self.progress.end()
             self._leave_pictures()
+        if self.threaded:
+            _settle()
 
     def _mark(self, changed: set[str]) -> None:
         self._stale |= {place for place, _, names in self._drawings if changed & {*names, "projector"}}

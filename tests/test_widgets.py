@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime
+import gc
 import io
 import struct
 import threading
@@ -178,6 +179,21 @@ def test_in_a_notebook_the_work_is_done_in_a_thread_with_the_last_values(denoisi
     assert demo.pictures[0].value == before
     demo.controls["position"].value = 0.9
     assert demo.pictures[0].value == threaded != before
+
+
+def test_no_picture_waits_until_all_that_is_loaded_is_gone_over_for_garbage(denoising):
+    gc.unfreeze()
+    widgets._settle.cache_clear()
+    denoising.threaded, loaded = True, len(gc.get_objects())
+    try:
+        for position in (0.1, 0.2):
+            denoising.controls["position"].value = position
+            end = time.monotonic() + 60
+            while not gc.get_freeze_count() and time.monotonic() < end:
+                time.sleep(0.01)
+            assert gc.get_freeze_count() > 0.9 * loaded and widgets._settle.cache_info().misses == 1
+    finally:
+        gc.unfreeze()
 
 
 @pytest.mark.parametrize("allowed", [True, False])

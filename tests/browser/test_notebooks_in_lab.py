@@ -26,6 +26,8 @@ CELLS = """() => window.jupyterapp.shell.currentWidget.content.model.toJSON().ce
     .map(cell => ({count: cell.execution_count,
                    errors: cell.outputs.filter(o => o.output_type === 'error').map(o => o.ename + ': ' + o.evalue)}))"""
 LONGEST = 240  # seconds of one notebook
+PROMPT = 0.5  # seconds from a slider's release to its picture, as a median
+SLACK = 1.6  # times as long, on machines that are slow or busy: continuous integration's are both
 AT_REST = """demo => {
     const progress = demo.querySelector('.mdn-progress'), pictures = [...demo.querySelectorAll('img')];
     return progress && getComputedStyle(progress).visibility === 'hidden' && !demo.classList.contains('mdn-busy') &&
@@ -323,6 +325,7 @@ def blend(seen, uploads, timed):
     seen.keep("little magnitude")
     for kind in KINDS:
         timed[f"blend: {kind.replace('_', ' ')}"] = seen.follows(lambda kind=kind: seen.drag(kind, 0.9))
+    assert np.median([s for name, s in timed.items() if name.startswith("blend")]) < SLACK * PROMPT, timed
     seen.keep("all defects")
     timed["blend: upload"] = seen.follows(lambda: seen.upload(uploads / "mine.png"))
     seen.keep("uploaded")
