@@ -10,9 +10,9 @@ import mdn
 MODULES = sorted(p.stem for p in Path(mdn.__file__).parent.glob("*.py") if p.stem != "__init__")
 ALONE = {"figures", "network", "phase_field", "defects", "micrographs", "metrics"}
 ORDER = (
-    *("files", "processes", "phase_field", "verification", "micrographs", "defects", "synthesis", "dataset", "metrics"),
-    *("network", "training", "inference", "large", "attention", "uncertainty", "grains", "baselines", "figures"),
-    *("burnt_in", "batch", "report", "widgets"),
+    *("files", "processes", "phase_field", "verification", "micrographs", "burnt_in", "defects", "synthesis"),
+    *("dataset", "metrics", "network", "training", "inference", "large", "attention", "uncertainty", "grains"),
+    *("baselines", "figures", "batch", "report", "widgets"),
 )
 
 
