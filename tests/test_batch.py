@@ -111,9 +111,11 @@ def test_other_files_are_listed_too(mixed, tmp_path):
     assert batch.other_files(folder) == []
     for name in ("b.bmp", "notes.txt", "no suffix", ".hidden.txt", "c.TIF"):
         (tmp_path / name).write_text("text")
-    (tmp_path / "folder.txt").mkdir()
-    others = batch.other_files(tmp_path)
-    assert [record["file"] for record in others] == ["b.bmp", "no suffix", "notes.txt"]
+    for name in ("more", ".cache", "results"):
+        (tmp_path / name).mkdir()
+    others = batch.other_files(tmp_path, besides=[tmp_path / "results"])
+    assert [record["file"] for record in others] == ["b.bmp", "more", "no suffix", "notes.txt"]
+    assert "a folder" in others[1]["reason"] and "a folder" not in others[2]["reason"]
     report.write_table([*records.values(), *others], tmp_path / "denoised.csv")
     with (tmp_path / "denoised.csv").open(encoding="utf-8-sig", newline="") as file:
         rows = {row["file"]: row for row in csv.DictReader(file)}

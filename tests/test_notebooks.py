@@ -1,6 +1,7 @@
 """The six notebooks: how they are written, and one run of all of them on the smoke preset."""
 
 import ast
+import csv
 import json
 import math
 import re
@@ -78,6 +79,23 @@ def test_evaluation_says_which_notebook_makes_its_pairs(tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match="run notebook 03_training first") as raised:
         papermill.execute_notebook(*paths, {"output_dir": str(tmp_path)}, **options)
     assert str(tmp_path / "work" / "03_training" / "pairs.zarr") in str(raised.value)
+
+
+def test_a_folder_of_which_nothing_can_be_read_is_listed_all_the_same(tmp_path):
+    folder = tmp_path / "in"
+    (folder / "more").mkdir(parents=True)
+    (folder / "notes.txt").write_text("no micrograph")
+    paths = ROOT / "notebooks" / "06_denoise_your_micrographs.ipynb", tmp_path / "out.ipynb"
+    parameters = {"input_dir": str(folder), "output_dir": str(tmp_path / "out"), "interactive": False}
+    options = {"kernel_name": reproduce.kernel_name(), "cwd": ROOT / "notebooks", "progress_bar": False}
+    with pytest.raises(papermill.PapermillExecutionError, match="no file of .* could be read; .*denoised.csv"):
+        papermill.execute_notebook(*paths, parameters, **options)
+    with (tmp_path / "out" / "denoised.csv").open(encoding="utf-8-sig", newline="") as file:
+        told = {row["file"]: row["reason"] for row in csv.DictReader(file)}
+    assert set(told) == {"more", "notes.txt"} and all(told.values())
+    cells = {cell.id: cell for cell in nbformat.read(tmp_path / "out.ipynb", as_version=4).cells}
+    shown = "".join(output.data.get("text/html", "") for output in cells["denoise"].outputs if "data" in output)
+    assert all(name in shown and reason in shown for name, reason in told.items())
 
 
 # ---- one run of all of them ----
