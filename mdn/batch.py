@@ -38,6 +38,7 @@ from mdn.micrographs import (
     luminance,
     micrographs_in,
     read_micrograph,
+    some,
     write_micrograph,
 )
 from mdn.processes import own, together
@@ -110,6 +111,7 @@ def denoise_file(
     clean = denoiser(seen)
     clean[bar] = pixels[bar]
     like = dataclasses.replace(micrograph, um_per_px=scale, metadata=_metadata(micrograph))
+    left = like.metadata.pop("tiff_tags_left", [])
     write_micrograph(target, clean, like=like)
     written = read_micrograph(target)
 
@@ -138,6 +140,8 @@ def denoise_file(
     record["warnings"] = _warnings(record, bar, field, denoiser, seen)
     if (n := micrograph.metadata.get("n_pages", 1)) > 1:
         record["warnings"]["stack"] = f"Only the first of {n} pages of this file was denoised."
+    if left:
+        record["warnings"]["tags"] = f"Tags of this file that are not in the result: {some(left)}."
     figure = plot_quality(
         before, after, spread, edges["before"], edges["after"], sizes, um_per_px=None if bar.any() else scale
     )
