@@ -33,6 +33,12 @@ def test_every_room_is_known():
     assert sorted(ORDER) == MODULES
 
 
+def test_contributors_are_told_of_every_room():
+    text = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    told = text[text.index("Data flow down") : text.index("- **A defect**")]
+    assert [module for module in MODULES if f"`{module}`" not in told] == []
+
+
 @pytest.mark.parametrize("module", ORDER)
 def test_imports_point_upwards(module):
     used = siblings(module)
