@@ -9,6 +9,7 @@ Data flows down this list:
 | `phase_field`   | Allen-Cahn grain growth                          | App. A, Fig. 1a  | 01       |
 | `verification`  | answers known in closed form                     | beyond           | 01       |
 | `micrographs`   | image files, the registry of real micrographs    | App. B, Fig. 1f  | 02, 06   |
+| `burnt_in`      | scale bars and info strips                       | beyond           | 03, 06   |
 | `defects`       | scratches, pits, stains ...                      | II.A, III.a      | 02       |
 | `synthesis`     | grey levels, Fourier blend, pairs, stand-ins     | II.A, Figs. 1-2  | 02       |
 | `dataset`       | pairs on disk, split without leakage             | III              | 03       |
@@ -22,7 +23,6 @@ Data flows down this list:
 | `grains`        | segmentation, ASTM grain size                    | III.b            | 04, 06   |
 | `baselines`     | classical filters and DnCNN                      | I                | 04       |
 | `figures`       | one function a figure                            | Figs. 1-4        | all      |
-| `burnt_in`      | scale bars and info strips                       | beyond           | 06       |
 | `batch`         | a folder of micrographs, one at a time           | beyond           | 06       |
 | `report`        | its table and quality report                     | beyond           | 06       |
 | `widgets`       | teaching demos                                   | -                | all      |

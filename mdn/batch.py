@@ -38,6 +38,7 @@ from mdn.micrographs import (
     luminance,
     micrographs_in,
     read_micrograph,
+    some,
     write_micrograph,
 )
 from mdn.processes import own, together
@@ -110,6 +111,7 @@ def denoise_file(
     clean = denoiser(seen)
     clean[bar] = pixels[bar]
     like = dataclasses.replace(micrograph, um_per_px=scale, metadata=_metadata(micrograph))
+    left = like.metadata.pop("tiff_tags_left", [])
     write_micrograph(target, clean, like=like)
     written = read_micrograph(target)
 
@@ -138,6 +140,8 @@ def denoise_file(
     record["warnings"] = _warnings(record, bar, field, denoiser, seen)
     if (n := micrograph.metadata.get("n_pages", 1)) > 1:
         record["warnings"]["stack"] = f"Only the first of {n} pages of this file was denoised."
+    if left:
+        record["warnings"]["tags"] = f"Tags of this file that are not in the result: {some(left)}."
     figure = plot_quality(
         before, after, spread, edges["before"], edges["after"], sizes, um_per_px=None if bar.any() else scale
     )
@@ -176,19 +180,31 @@ def _warnings(record: dict, bar: np.ndarray, field: tuple, denoiser: Denoiser, s
 
 
 def find_micrographs(folder: str | os.PathLike) -> list[Path]:
-    """The TIFF, PNG and JPEG files of a folder, by name; hidden ones are left out. ValueError where there are none."""
+    """The TIFF, PNG and JPEG files of a folder, by name; hidden ones are left out.
+
+    ValueError where it is no folder or holds nothing; of what else it may hold `other_files` tells.
+    """
     found, folder = micrographs_in(folder), Path(folder)
-    if not found:
+    if not found and not (folder.is_dir() and other_files(folder)):
         raise ValueError(f"input_dir: {folder.resolve()}; accepted: a folder with {', '.join(SUFFIXES)} files")
     return found
 
 
-def other_files(folder: str | os.PathLike) -> list[dict]:
-    """Records, as of `denoise_folder`, of a folder's files that are no TIFF, PNG or JPEG by name; hidden ones apart."""
-    names = [p.name for p in Path(folder).iterdir() if p.is_file() and p.suffix.lower() not in SUFFIXES]
-    reason = f"not read: its name does not end in {', '.join(SUFFIXES)}"
-    found = [os.fsencode(name).decode("utf-8", "replace") for name in sorted(names) if not name.startswith(".")]
-    return [{"file": name, "status": "left out", "reason": reason, "warnings": {}} for name in found]
+def other_files(folder: str | os.PathLike, *, besides: Sequence[Path] = ()) -> list[dict]:
+    """Records, as of `denoise_folder`, of what else a folder holds: files of other names, and folders.
+
+    Hidden ones are left out, and those of `besides`, as folders of results.
+    """
+    folder, apart, records = Path(folder), {path.resolve() for path in besides}, []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.suffix.lower() in SUFFIXES or path.resolve() in apart:
+            continue
+        reason = f"not read: its name does not end in {', '.join(SUFFIXES)}"
+        if path.is_dir():
+            reason = "not looked into: a folder in the folder; give it as input_dir, too"
+        name = os.fsencode(path.name).decode("utf-8", "replace")
+        records.append({"file": name, "status": "left out", "reason": reason, "warnings": {}})
+    return records
 
 
 def denoise_folder(

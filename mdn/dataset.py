@@ -28,6 +28,7 @@ from skimage.transform import resize
 from tqdm.auto import tqdm
 
 from mdn import micrographs
+from mdn.burnt_in import free_field, scale_bar_mask
 from mdn.defects import KINDS, DefectStrengths
 from mdn.files import beside, sweep
 from mdn.micrographs import load_reference, luminance, region
@@ -38,6 +39,7 @@ from mdn.synthesis import STAND_INS, PairConfig, make_pair, stand_in
 SPLITS = tuple(micrographs.SPLITS)
 REFERENCES = ("iron_nital", "brass_c2600_200x")
 OWN_SPLITS = ("train", "train", "validation", "train", "test")  # of a folder's micrographs, in turn
+TOLD = "Left out of"  # how a warning of files that cannot be read begins
 STAND_IN_SHAPE = (512, 512)
 RESOLVED = 25.0  # cells across a grain: an interface is about five wide
 COMPRESSORS = (zarr.codecs.ZstdCodec(), zarr.codecs.Crc32cCodec())  # a chunk that was altered is not read
@@ -183,7 +185,7 @@ class References:
 
     Attributes:
         names: of the files, or of the kinds of stand-in.
-        images: luminance [h, w] of each one's region.
+        images: luminance [h, w] of each one's region; of your own what lies beside a burnt-in bar or strip.
         corners: (left, upper) of each region within its file.
         real: whether these are real micrographs.
     """
@@ -192,6 +194,15 @@ class References:
     images: tuple[Float[np.ndarray, "_h _w"], ...]
     corners: tuple[tuple[int, int], ...]
     real: bool
+
+    def check(self, shape: tuple[int, int]) -> None:
+        """Raise a ValueError that names a reference with no room for a crop of that shape, if there is one."""
+        for name, image in zip(self.names, self.images, strict=True):
+            if image.shape[0] < shape[0] or image.shape[1] < shape[1]:
+                raise ValueError(
+                    f"{name}: {image.shape[1]} x {image.shape[0]} px beside what is burnt in, too small for pairs of "
+                    f"{shape[1]} x {shape[0]}: leave that file out, or make smaller pairs (shape; size in notebook 03)"
+                )
 
     def crop(
         self, shape: tuple[int, int], *, zoom: tuple[float, float] = (1.0, 1.0), key: Array
@@ -207,9 +218,7 @@ class References:
         Raises:
             ValueError: if a region is smaller than the crop.
         """
-        smallest = tuple(np.min([image.shape for image in self.images], axis=0).tolist())
-        if any(n > m for n, m in zip(shape, smallest, strict=True)):
-            raise ValueError(f"shape must fit the smallest region, {smallest} px, got {shape}: take smaller crops")
+        self.check(shape)
         which, row, column, far = (float(u) for u in jax.random.uniform(key, (4,)))
         index = min(int(which * len(self.images)), len(self.images) - 1)
         image, (left, upper) = self.images[index], self.corners[index]
@@ -231,24 +240,17 @@ def load_references(split: str, *, real: bool = True, folder: str | Path | None 
         split: "train", "validation" or "test".
         real: False asks for the stand-ins.
         folder: of TIFF, PNG and JPEG micrographs of your own, five or more. A file belongs to one split alone: of
-            every five, in the order of their names, three to train, one to validate and one to test.
+            every five, in the order of their names, three to train, one to validate and one to test. One that cannot
+            be read is left out, which a warning tells.
         seed: of the stand-ins; each split draws its own.
 
     Raises:
-        ValueError: for an unknown split, fewer than five micrographs in the folder or one that cannot be read.
+        ValueError: for an unknown split or fewer than five micrographs in the folder that can be read.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
     if folder is not None:
-        found = micrographs.micrographs_in(folder)
-        if len(found) < len(OWN_SPLITS):
-            raise ValueError(
-                f"folder must hold at least {len(OWN_SPLITS)} {', '.join(micrographs.SUFFIXES)} files, "
-                f"got {len(found)} in {folder}"
-            )
-        chosen = [p for i, p in enumerate(found) if OWN_SPLITS[i % len(OWN_SPLITS)] == split]
-        images = tuple(luminance(micrographs.read_micrograph(path).pixels) for path in chosen)
-        return References(tuple(p.name for p in chosen), images, ((0, 0),) * len(images), True)
+        return _own_references(folder)[split]
     if real:
         try:
             images = tuple(load_reference(name, split) for name in REFERENCES)
@@ -259,6 +261,29 @@ def load_references(split: str, *, real: bool = True, folder: str | Path | None 
     images = tuple(stand_in(kind, STAND_IN_SHAPE, key=key) for kind, key in zip(STAND_INS, keys, strict=True))
     corner = (SPLITS.index(split) * STAND_IN_SHAPE[1], 0)  # as if the splits lay side by side in one file
     return References(STAND_INS, images, (corner,) * len(STAND_INS), False)
+
+
+def _own_references(folder: str | Path) -> dict[str, References]:
+    """Those of every split from a folder; what cannot be read is left out and told."""
+    found, left_out = [], []
+    for path in micrographs.micrographs_in(folder):
+        try:
+            pixels = micrographs.read_micrograph(path).pixels
+        except (ValueError, OSError) as error:
+            left_out.append(str(error).replace(str(path), path.name).encode("utf-8", "replace").decode())
+            continue
+        rows, columns = free_field(scale_bar_mask(pixels))
+        found.append((path.name, luminance(pixels)[rows, columns], (columns.start, rows.start)))
+    told = "".join(f"\n  {text}" for text in left_out)
+    if len(found) < len(OWN_SPLITS):
+        raise ValueError(
+            f"folder: {len(found)} micrographs in {folder}; accepted: at least {len(OWN_SPLITS)} "
+            f"{', '.join(micrographs.SUFFIXES)} files that can be read" + (f". Left out:{told}" if told else "")
+        )
+    if told:
+        warnings.warn(f"{TOLD} {folder}, {len(found)} micrographs are left:{told}", stacklevel=2)
+    splits = {split: [i for i in range(len(found)) if OWN_SPLITS[i % len(OWN_SPLITS)] == split] for split in SPLITS}
+    return {split: References(*zip(*(found[i] for i in chosen), strict=True), True) for split, chosen in splits.items()}
 
 
 def grow_run(config: DatasetConfig, run: int) -> Grains:
@@ -354,6 +379,9 @@ def _prepare(
         provenance = "your own"
         pixels = b"".join(image.tobytes() for split in SPLITS for image in references[split][0].images)
         wanted["micrographs"] = hashlib.sha256(pixels).hexdigest()
+    for split, count in config.counts().items():
+        if count:
+            references[split][0].check(config.shape)
     root = _open(path, "a" if first else "r+")
     if "config" in root.attrs and root.attrs["config"] != wanted:
         held = dict(root.attrs["config"])
@@ -399,6 +427,7 @@ def _make_runs(make, tasks: list, references: dict, workers: int, bar: tqdm) -> 
 def _settle(cores) -> None:
     """Keep a worker on one core, where the system knows of such a thing: XLA would take all of them, or the GPU."""
     jax.config.update("jax_platforms", "cpu")
+    warnings.filterwarnings("ignore", TOLD)  # the parent has told it
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if hasattr(os, "sched_setaffinity"):
         allowed = sorted(os.sched_getaffinity(0))
@@ -414,7 +443,10 @@ def _end_with_parent() -> None:
 @functools.cache
 def _all_references(config: DatasetConfig, folder: str | Path | None) -> dict[str, tuple[References, References]]:
     """Of each split, the references and the stand-ins."""
-    found = {split: load_references(split, real=config.real, folder=folder, seed=config.seed) for split in SPLITS}
+    if folder is None:
+        found = {split: load_references(split, real=config.real, seed=config.seed) for split in SPLITS}
+    else:
+        found = _own_references(folder)
     return {
         split: (first, load_references(split, real=False, seed=config.seed) if first.real else first)
         for split, first in found.items()

@@ -646,6 +646,7 @@ def plot_boundaries(
     tolerance: float | int = 3,
     names: Sequence[str] = ("kept", "lost", "invented"),
     title: str = "",
+    um_per_px: float | int | None = None,
     ax: Axes | None = None,
 ) -> Figure:
     """Boundaries (bool [H, W]) over an image; with a truth, which of them were kept, lost and invented (`names`).
@@ -661,7 +662,7 @@ def plot_boundaries(
         kept, invented = found & (to_true <= tolerance), found & (to_true > tolerance)
         lost = true & (to_found > tolerance)
         kinds = dict(zip(names, ((kept, SKY), (lost, RED), (invented, YELLOW)), strict=True))
-    _draw(ax, image, title)
+    _draw(ax, image, title, um_per_px=um_per_px)
     for mask, colour in kinds.values():
         wide = ndimage.maximum_filter(mask, 1 + 2 * round(max(mask.shape) / 700))  # so that large images show it
         layer = np.concatenate([np.broadcast_to(to_rgb(colour), (*mask.shape, 3)), wide[..., None]], -1)
@@ -672,7 +673,7 @@ def plot_boundaries(
 
 
 @_styled
-def plot_attention(maps, *, block: int | None = None) -> Figure:
+def plot_attention(maps, *, block: int | None = None, um_per_px: float | int | None = None) -> Figure:
     """Where the network looks (`AttentionMaps`): spatial maps over the image, channel weights y of Eq. 5.
 
     block: index of the one laid over the image; their mean where None.
@@ -684,7 +685,7 @@ def plot_attention(maps, *, block: int | None = None) -> Figure:
     fig = NotebookFigure(figsize=(WIDTH, sum(heights)), layout="constrained")
     top, strip, bottom = fig.subfigures(3, 1, height_ratios=heights)
     left, right = top.subplots(1, 2)
-    _draw(left, maps.image, "what the network sees")
+    _draw(left, maps.image, "what the network sees", um_per_px=um_per_px)
     _draw(right, maps.image, f"mean over {n} blocks" if block is None else f"block {block + 1}")
     drawn = _draw(right, maps.overall if block is None else maps.spatial[block], cmap="viridis", alpha=0.65)
     top.colorbar(drawn, ax=right, label="change × channel weight", fraction=0.05, pad=0.02)
@@ -701,7 +702,7 @@ def plot_attention(maps, *, block: int | None = None) -> Figure:
 
 
 @_styled
-def plot_block(maps, *, block: int, channel: int) -> Figure:
+def plot_block(maps, *, block: int, channel: int, um_per_px: float | int | None = None) -> Figure:
     """One block of the network (`AttentionMaps`): where it changes the image, its channel weights, one channel.
 
     block, channel: indices; of the channel the features under their weight (x_att of Eq. 6) are shown.
@@ -711,7 +712,7 @@ def plot_block(maps, *, block: int, channel: int) -> Figure:
     fig = NotebookFigure(figsize=(WIDTH, tall + 2.2), layout="constrained")
     grid = fig.add_gridspec(2, 3, height_ratios=(tall, 1.9))
     seen, spatial, features = (fig.add_subplot(grid[0, i]) for i in range(3))
-    _draw(seen, maps.image, "what the network sees")
+    _draw(seen, maps.image, "what the network sees", um_per_px=um_per_px)
     _draw(spatial, maps.image, f"where block {block + 1} changes it")
     drawn = _draw(spatial, maps.spatial[block], cmap="viridis", alpha=0.65)
     look = {"orientation": "horizontal", "fraction": 0.05, "pad": 0.02}

@@ -23,7 +23,6 @@ from tqdm.auto import tqdm
 from mdn.files import beside, sweep
 from mdn.inference import Denoiser, finished, load_denoiser
 from mdn.micrographs import (
-    KEPT_TAGS,
     Micrograph,
     check_calibration,
     check_image,
@@ -31,6 +30,7 @@ from mdn.micrographs import (
     from_float,
     luminance,
     tiff_calibration,
+    tiff_metadata,
     tiff_tags,
 )
 
@@ -63,8 +63,9 @@ def denoise_large(
 
     Args:
         source: a TIFF of one page, or a folder that holds a Zarr array, of the dtypes that `read_micrograph` takes.
-        target: what to write, of the same shape and dtype, calibration and description kept: a tiled TIFF (.tif,
-            .tiff) or a Zarr array (.zarr). Written beside its place and renamed.
+        target: what to write, of the same shape and dtype, calibration and description kept, from TIFF to TIFF as
+            `write_micrograph` does: a tiled TIFF (.tif, .tiff) or a Zarr array (.zarr). Written beside its place and
+            renamed.
         denoiser: the shipped one by default.
         um_per_px: the calibration, where the source has none.
         match_histogram: as of `Denoiser.__call__`.
@@ -154,7 +155,8 @@ def _opened(path: Path):
         if path.is_dir():
             image = _chunked(str(path), zarr_format=3)
             check_calibration(image.attrs.get("um_per_px"))
-            like = Micrograph(pixels=np.empty(0), um_per_px=image.attrs.get("um_per_px"), metadata=dict(image.attrs))
+            metadata = {name: value for name, value in image.attrs.items() if not name.startswith("tiff_tags")}
+            like = Micrograph(pixels=np.empty(0), um_per_px=metadata.get("um_per_px"), metadata=metadata)
         else:
             tif = tifffile.TiffFile(path)
             page = tif.pages[0]
@@ -165,10 +167,9 @@ def _opened(path: Path):
             if page.compression.name not in ("NONE", "ADOBE_DEFLATE", "DEFLATE") or turned != 1:
                 raise ValueError(f"{page.compression.name} compression, orientation {turned}")
             image = tifffile.memmap(path, page=0, mode="r") if page.is_memmappable else _chunked(page.aszarr())
-            metadata = {"description": page.description, "n_pages": 1, "shape": image.shape}
-            metadata |= {tag: page.tags[tag].value for tag in KEPT_TAGS if tag in page.tags}
             um_per_px = tiff_calibration(tif, page)
-            like = Micrograph(pixels=np.empty(0), um_per_px=um_per_px, metadata=metadata | {"um_per_px": um_per_px})
+            metadata = tiff_metadata(tif, page) | {"shape": image.shape, "um_per_px": um_per_px}
+            like = Micrograph(pixels=np.empty(0), um_per_px=um_per_px, metadata=metadata)
         check_image(np.zeros((1, *image.shape[1:]), image.dtype) if image.shape[0] else np.empty(0))
     except Exception as error:  # decoders raise a dozen kinds; the reader needs one
         if tif:

@@ -1,6 +1,6 @@
 """Real micrographs (App. B, Fig. 1f): image files with their calibration, and the registry of references.
 
-Grey is [H, W], colour [H, W, 3], rows first. Makers' private tags are not carried over.
+Grey is [H, W], colour [H, W, 3], rows first.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import hashlib
 import math
 import os
 import re
+import sys
 import time
 import tomllib
 import uuid
 import warnings
 import xml.etree.ElementTree as ElementTree
 import zlib
+from collections.abc import Sequence
 from contextlib import contextmanager, suppress
 from numbers import Real
 from pathlib import Path
@@ -57,12 +59,19 @@ SLACK = 1024  # bytes that a strip or tile may unpack to beyond its own
 MOST_SCANS = 32  # of a JPEG: each goes over the whole image; progressive ones have some ten
 MAX_BYTES = 400_000_000  # decoded; reading takes some five times that at its worst (Pillow, in colour)
 KEPT_TAGS = ("Software", "DateTime", "XResolution", "YResolution", "ResolutionUnit")
+CARRIED_TAGS = (269, 271, 272, 315, 316, 700)  # document, maker, model, artist, computer, XMP; and the private ones
+STORAGE_TAGS = (32995, 32996, 32997, 32998, 50838)  # private ones that say how another one or the pixels lie
+MOST_TAG_BYTES = 1 << 20  # of all that are carried
 REC_601 = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Micrograph:
-    """Pixels [H, W] or [H, W, 3], um per pixel (None where unknown), and what else the file says."""
+    """Pixels [H, W] or [H, W, 3], um per pixel (None where unknown), and what else the file says.
+
+    Of a TIFF, metadata["tiff_tags"] holds what is written again as it is, {code: (type, bytes)}, and
+    metadata["tiff_tags_left"] the names of tags that are not.
+    """
 
     pixels: np.ndarray
     um_per_px: float | int | None = None
@@ -202,8 +211,7 @@ def _read_tiff(path: Path, max_bytes: int) -> Micrograph:
     with tifffile.TiffFile(path) as tif:
         page = tif.pages[0]
         check_tiff(tif, page, max_bytes)
-        metadata = {"format": "TIFF", "description": page.description, "n_pages": len(tif.pages)}
-        metadata |= {tag: page.tags[tag].value for tag in KEPT_TAGS if tag in page.tags}
+        metadata = {"format": "TIFF"} | tiff_metadata(tif, page)
         um_per_px = tiff_calibration(tif, page)
         turned = int(page.tags["Orientation"].value) if "Orientation" in page.tags else 1
         plain = page.photometric.name in ("MINISBLACK", "MINISWHITE", "RGB")
@@ -232,6 +240,41 @@ def _read_tiff(path: Path, max_bytes: int) -> Micrograph:
             raise ValueError(f"{page.compression.name} compression of {page.bitspersample}-bit colour")
     metadata |= {"shape": pixels.shape, "um_per_px": um_per_px}
     return Micrograph(pixels=np.ascontiguousarray(pixels), um_per_px=um_per_px, metadata=metadata)
+
+
+def tiff_metadata(tif: tifffile.TiffFile, page: tifffile.TiffPage) -> dict:
+    """What a TIFF's page says beside its pixels: see `Micrograph`.
+
+    Makers' private tags are carried where they are text or bytes: numbers may be addresses in the file.
+    """
+    known = {"description": page.description, "n_pages": len(tif.pages)}
+    known |= {tag: page.tags[tag].value for tag in KEPT_TAGS if tag in page.tags}
+    carried, left, room = {}, [], MOST_TAG_BYTES
+    plain = page.photometric.name in ("MINISBLACK", "RGB")
+    for tag in page.tags:
+        if (tag.code < 1 << 15 and tag.code not in CARRIED_TAGS) or tag.code in STORAGE_TAGS:
+            continue
+        size, found = tag.valuebytecount, {}
+        other = size > room or (tag.code == 34675 and not plain)  # a profile of colours that become others
+        if tag.code == 50839 and len(tif.pages) == 1 and not other:
+            found = _imagej_tags(tag.value)
+        elif tag.code != 50839 and tag.dtype in (1, 2, 7) and not other:
+            tif.filehandle.seek(tag.valueoffset)
+            value = tif.filehandle.read(size)
+            found = {tag.code: (int(tag.dtype), value)} if len(value) == size else {}
+        room -= sum(len(value) for _, value in found.values())
+        carried |= found
+        left += [] if found else [str(tag.name)]
+    return known | {"tiff_tags": carried, "tiff_tags_left": left}
+
+
+def _imagej_tags(said) -> dict[int, tuple[int, bytes]]:
+    """ImageJ's Info, overlays and so on in the byte order that tifffile writes; nothing where they are damaged."""
+    try:
+        tags = tifffile.imagej_metadata_tag(said, "<" if sys.byteorder == "little" else ">")
+    except Exception:  # said is whatever the file holds
+        return {}
+    return {code: (dtype, value) for code, dtype, _, value, _ in tags}
 
 
 def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -341,9 +384,10 @@ def write_micrograph(path: str | os.PathLike, pixels: np.ndarray, like: Microgra
     """Write pixels in the format that the suffix names, with the calibration and the description of `like`.
 
     Written beside its place and renamed, so that no half-written file stands there or is left beside it. TIFF
-    keeps calibration, description, software and date; PNG calibration and texts; JPEG (quality 95) no
-    calibration. bool becomes 0 and 255. ValueError for another suffix, a dtype that the format has no place
-    for, or a calibration that is none; OSError naming the file where the disk is full or takes no files.
+    keeps calibration, description, software, date and what else `like` carries of another TIFF, and warns of what it
+    does not; PNG keeps calibration and texts; JPEG (quality 95) no calibration. bool becomes 0 and 255. ValueError
+    for another suffix, a dtype that the format has no place for, or a calibration that is none; OSError naming the
+    file where the disk is full or takes no files.
     """
     path, pixels = Path(path), check_image(pixels, "pixels")
     pixels = from_float(pixels, np.uint8) if pixels.dtype == np.bool_ else pixels
@@ -380,11 +424,9 @@ def tiff_tags(shape: tuple[int, ...], like: Micrograph) -> dict:
     scaled = (ome and "PhysicalSize" in text) or (imagej and "unit=" in text)
     if (scaled and not same) or (others and (ome or imagej or text.startswith('{"shape"'))):
         text = ""  # it would go on speaking of the other pages or of the other scale
-    if same and "XResolution" in known and "YResolution" in known:
-        tags |= {
-            "resolution": (known["XResolution"], known["YResolution"]),
-            "resolutionunit": int(known.get("ResolutionUnit", 1)),
-        }
+    resolution, unit = (known.get("XResolution"), known.get("YResolution")), known.get("ResolutionUnit", 1)
+    if same and all(isinstance(r, tuple) and len(r) == 2 and r[1] > 0 for r in resolution) and unit in (1, 2, 3):
+        tags |= {"resolution": resolution, "resolutionunit": int(unit)}
     elif um_per_px:
         tags |= {"resolution": (1e4 / um_per_px,) * 2, "resolutionunit": "CENTIMETER"}
     software, when = (str(known.get(tag, "")) for tag in ("Software", "DateTime"))
@@ -392,7 +434,18 @@ def tiff_tags(shape: tuple[int, ...], like: Micrograph) -> dict:
         tags["software"] = software
     if re.fullmatch(r"\d{4}:\d\d:\d\d \d\d:\d\d:\d\d", when, re.ASCII):
         tags["datetime"] = when
-    return tags | {"description": text.encode() or None}
+    if left := known.get("tiff_tags_left"):
+        warnings.warn(f"tags that are not carried over: {some(left)}", stacklevel=2)
+    carried = known.get("tiff_tags", {})
+    if known.get("shape") != shape:  # ImageJ's overlays lie on the whole image
+        carried = {code: value for code, value in carried.items() if code not in (50838, 50839)}
+    extra = [(code, dtype, None, value, True) for code, (dtype, value) in carried.items()]
+    return tags | {"description": text.encode() or None, "extratags": extra}
+
+
+def some(names: Sequence[str], most: int = 8) -> str:
+    """The first of them in words, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _write_pillow(path: Path, pixels: np.ndarray, like: Micrograph) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import html
 import io
 import os
@@ -71,6 +72,16 @@ def _watched() -> bool:
     return kernel is not None and kernel.get_parent("shell").get("content", {}).get("allow_stdin", False)
 
 
+@functools.cache
+def _settle() -> None:
+    """Take what is loaded by now out of garbage collection, once.
+
+    Figures leave cycles behind, and every sixth picture or so waited a third of a second while all was gone over.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 class Progress(ipw.HBox):
     """A bar, what is being done, and a Stop button; seen while something long is under way."""
 
@@ -103,7 +114,37 @@ class Progress(ipw.HBox):
         self.layout.visibility = "hidden"
 
 
-class Demo(ipw.VBox):
+class _Pictured(ipw.VBox):
+    """Displayed as two outputs: the widget, and its pictures in one for viewers that have no widgets.
+
+    STYLE, which has to be a part of it, hides the second where the first is seen.
+    """
+
+    def __init__(self, children: Sequence[ipw.Widget], pictures: Sequence[ipw.Image], *, columns: int = 1):
+        self.pictures, self._columns, self._static, self._lock = tuple(pictures), columns, None, threading.Lock()
+        for number, picture in enumerate(self.pictures):
+            picture.add_class(f"mdn-picture-{number}")
+        super().__init__((ipw.HTML(STYLE, layout={"display": "none"}), *children))
+        self.add_class("mdn-demo")
+
+    def _ipython_display_(self) -> None:
+        display(self._repr_mimebundle_() | {"text/plain": ""}, raw=True)
+        self._static = display({"text/plain": ""}, raw=True, display_id=True)
+        self._leave_pictures()
+
+    def _finished(self) -> bool:
+        return all(picture.value for picture in self.pictures)
+
+    def _leave_pictures(self) -> None:
+        """Put the pictures into the output for viewers without widgets, once all are as they stay."""
+        with self._lock:
+            output, self._static = (self._static, None) if self._finished() else (None, self._static)
+            pictures = [bytes(picture.value) for picture in self.pictures]
+        if output is not None:
+            output.update(Image(_side_by_side(pictures, self._columns)))
+
+
+class Demo(_Pictured):
     """Controls beside or above pictures that follow them; a message tells what is wrong with an input.
 
     controls: widgets by name; what is shown is drawn from their values.
@@ -116,9 +157,6 @@ class Demo(ipw.VBox):
 
     At a front end drawing happens in a thread, from the first picture on, so that buttons answer meanwhile; what is
     changed in that time, or was stopped, is drawn next. Elsewhere, as in a script, it is done once a value is set.
-
-    It is displayed as two outputs: the widget, and its first pictures in one for viewers that have no widgets. STYLE
-    hides the second where the first is seen.
     """
 
     def __init__(
@@ -135,13 +173,12 @@ class Demo(ipw.VBox):
         projector = ipw.Checkbox(False, description="projector size", indent=False, layout={"width": "auto"})
         self.controls, self.message = {**controls, "projector": projector}, ipw.HTML()
         self.progress, self._actions, self.threaded = progress or Progress(), dict(actions or {}), _watched()
-        self._lock, self._changed, self._stale, self._busy = threading.Lock(), set(), set(), False
-        self._columns, self._static = columns, None
+        self._changed, self._stale, self._busy = set(), set(), False
         width = "100%" if columns == 1 else f"{98 // columns}%"
         hidden = {"display": "none", "margin": "2px 0"}  # a margin at the sides would make a full width scroll
-        self.pictures = tuple(ipw.Image(layout=hidden | {"max_width": width}) for _ in drawings)
+        pictures = tuple(ipw.Image(layout=hidden | {"max_width": width}) for _ in drawings)
         self.reports = tuple(ipw.HTML() for _ in reports)
-        places, drawings = (*self.pictures, *self.reports), (*drawings, *reports)
+        places, drawings = (*pictures, *self.reports), (*drawings, *reports)
         self._drawings = [(place, *drawing) for place, drawing in zip(places, drawings, strict=True)]
         followed = {name for _, names in drawings for name in names} | {"projector"}
         for name, control in self.controls.items():
@@ -150,13 +187,10 @@ class Demo(ipw.VBox):
                 control.on_click(functools.partial(self._follow, name))
             elif name in followed:
                 control.observe(functools.partial(self._follow, name), "value")
-        for number, picture in enumerate(self.pictures):
-            picture.add_class(f"mdn-picture-{number}")
         for report in self.reports:
             report.add_class("mdn-report")
         self.message.add_class("mdn-message")
-        super().__init__((ipw.HTML(STYLE, layout={"display": "none"}), self._laid_out(groups or {})))
-        self.add_class("mdn-demo")
+        super().__init__([self._laid_out(pictures, groups or {})], pictures, columns=columns)
         if self.threaded:
             self.progress(0, "drawing the first pictures")
             self._follow("projector", None)
@@ -164,7 +198,7 @@ class Demo(ipw.VBox):
             self._redraw({"projector"})
             self.progress.end()
 
-    def _laid_out(self, groups: Mapping[str, Sequence[str]]) -> ipw.Box:
+    def _laid_out(self, pictures: Sequence[ipw.Image], groups: Mapping[str, Sequence[str]]) -> ipw.Box:
         """Controls, progress and words above the pictures; beside them where controls stand in groups."""
         grouped = [name for names in groups.values() for name in names]
         row = {"flex_flow": "row wrap", "align_items": "center"}
@@ -172,7 +206,7 @@ class Demo(ipw.VBox):
         for title, names in groups.items():
             bars += [ipw.HTML(f"<b>{title}</b>"), ipw.Box([self.controls[name] for name in names], layout=row)]
         panel = ipw.VBox((*bars, self.progress, self.message, *self.reports))
-        pictures = ipw.Box(self.pictures, layout={"flex_flow": "row wrap", "align_items": "flex-start"})
+        pictures = ipw.Box(pictures, layout={"flex_flow": "row wrap", "align_items": "flex-start"})
         pictures.add_class("mdn-pictures")
         if not groups:
             return ipw.VBox((panel, pictures))
@@ -209,13 +243,18 @@ class Demo(ipw.VBox):
                 self._redraw(changed)
             except Stopped:
                 with self._lock:  # what was changed meanwhile waits, too
-                    self._mark(self._changed)
+                    changed |= self._changed
+                    self._mark(changed)
                     self._changed = set()
-                self.say("Stopped: what was not drawn yet is as it was before. It is drawn with the next change.")
+                told = ["Nothing was written."] if changed & {*self._actions} else []
+                told += ["What was not drawn yet is as it was before; the next change draws it."] if self._stale else []
+                self.say("Stopped. " + " ".join(told))
             except Exception as error:  # nobody reads the traceback of a thread
                 self.say(str(error) or type(error).__name__)
             self.progress.end()
             self._leave_pictures()
+        if self.threaded:
+            _settle()
 
     def _mark(self, changed: set[str]) -> None:
         self._stale |= {place for place, _, names in self._drawings if changed & {*names, "projector"}}
@@ -236,19 +275,6 @@ class Demo(ipw.VBox):
     def say(self, text: str, *, colour: str = figures.RED) -> None:
         """Show a message under the controls."""
         self.message.value = f"<b style='color:{colour}'>{html.escape(text)}</b>" if text else ""
-
-    def _ipython_display_(self) -> None:
-        display(self._repr_mimebundle_() | {"text/plain": ""}, raw=True)
-        self._static = display({"text/plain": ""}, raw=True, display_id=True)
-        self._leave_pictures()
-
-    def _leave_pictures(self) -> None:
-        """Put the pictures into the output for viewers without widgets, once all are drawn."""
-        with self._lock:
-            pictures = [bytes(picture.value) for picture in self.pictures]
-            output, self._static = (self._static, None) if all(pictures) else (None, self._static)
-        if output is not None:
-            output.update(Image(_side_by_side(pictures, self._columns)))
 
 
 def _side_by_side(pictures: Sequence[bytes], columns: int) -> bytes:
@@ -513,27 +539,29 @@ def explore_denoising(
         found[field] = detect_boundaries(image[field])
         return image, found, segment_grains(image[field])
 
+    def scale(name, um_per_px):
+        return None if bar_shown(name).any() else um_per_px or None  # it has a bar already
+
     def swipe(micrograph, match, position, um_per_px):
-        scale = None if bar_shown(micrograph).any() else um_per_px or None  # it has one already
-        return figures.plot_swipe(*pair(micrograph, match), position, um_per_px=scale)
+        return figures.plot_swipe(*pair(micrograph, match), position, um_per_px=scale(micrograph, um_per_px))
 
     def removed(micrograph, match, um_per_px):
         return figures.plot_removed(*pair(micrograph, match), um_per_px=um_per_px or None)
 
-    def boundaries(title, name, match):
+    def boundaries(title, name, match, um_per_px):
         image, found, _ = measured(name, match)
-        truth = choice[name].truth
+        truth, bar = choice[name].truth, {"um_per_px": scale(name, um_per_px)}
         if truth is None:
-            return figures.plot_boundaries(image, found, title=f"boundaries found, {title}")
+            return figures.plot_boundaries(image, found, title=f"boundaries found, {title}", **bar)
         truth = _middle(truth, (LARGEST, LARGEST))
         title = f"boundaries {title}: F = {boundary_score(found, truth).f:.2f}"
-        return figures.plot_boundaries(image, found, truth, title=title)
+        return figures.plot_boundaries(image, found, truth, title=title, **bar)
 
-    def boundaries_before(micrograph):
-        return boundaries("before", micrograph, None)
+    def boundaries_before(micrograph, um_per_px):
+        return boundaries("before", micrograph, None, um_per_px)
 
-    def boundaries_after(micrograph, match):
-        return boundaries("after", micrograph, match)
+    def boundaries_after(micrograph, match, um_per_px):
+        return boundaries("after", micrograph, match, um_per_px)
 
     def report(micrograph, match, um_per_px):
         size, lines = choice[micrograph].micrograph.pixels.shape[:2], []
@@ -588,7 +616,7 @@ def explore_denoising(
     choice.pick.observe(calibrate, "value")  # before the demo follows it
     drawings = [
         (swipe, ("micrograph", "match", "position", "um_per_px")), (removed, ("micrograph", "match", "um_per_px")),
-        (boundaries_before, ("micrograph",)), (boundaries_after, ("micrograph", "match")),
+        (boundaries_before, ("micrograph", "um_per_px")), (boundaries_after, ("micrograph", "match", "um_per_px")),
     ]  # fmt: skip
     reports, actions = [(report, ("micrograph", "match", "um_per_px"))], {"save": save}
     return choice.serve(Demo(controls, drawings, reports=reports, actions=actions, progress=progress, columns=2))
@@ -610,21 +638,25 @@ def explore_attention(denoiser: Denoiser | None = None, micrograph: Micrograph |
         return found
 
     def block_by_block(micrograph, block, channel):
-        return figures.plot_block(maps(micrograph), block=block - 1, channel=channel - 1)
+        scale = choice.um_per_px(micrograph)
+        return figures.plot_block(maps(micrograph), block=block - 1, channel=channel - 1, um_per_px=scale)
+
+    def overall(micrograph):
+        return figures.plot_attention(maps(micrograph), um_per_px=choice.um_per_px(micrograph))
 
     controls = {
         "micrograph": choice.pick, "upload": choice.upload, "limits": choice.limits,
         "block": _slider("block", 1, 1, config.blocks, 1), "channel": _slider("channel", 1, 1, config.width, 1),
     }  # fmt: skip
-    drawings = [
-        (block_by_block, ("micrograph", "block", "channel")),
-        (lambda micrograph: figures.plot_attention(maps(micrograph)), ("micrograph",)),
-    ]
+    drawings = [(block_by_block, ("micrograph", "block", "channel")), (overall, ("micrograph",))]
     return choice.serve(Demo(controls, drawings, progress=progress))
 
 
-class TrainingWatch(ipw.VBox):
-    """Curves of a training while it runs, and a button that ends it: `history = await watch.fit(model, ...)`."""
+class TrainingWatch(_Pictured):
+    """Curves of a training while it runs, and a button that ends it: `history = await watch.fit(model, ...)`.
+
+    Once it has ended they stay in a saved notebook.
+    """
 
     def __init__(self):
         self._halt = threading.Event()
@@ -632,10 +664,11 @@ class TrainingWatch(ipw.VBox):
         self.button.on_click(lambda _: self.stop())
         self.message = ipw.HTML("The first point comes with the first evaluation.")
         self.picture = ipw.Image(format="png", layout={"max_width": "100%"})
-        for part, name in ((self.button, "stop"), (self.message, "message"), (self.picture, "picture-0")):
-            part.add_class(f"mdn-{name}")
-        super().__init__((ipw.HBox((self.button, self.message)), self.picture))
-        self.add_class("mdn-demo")
+        self.button.add_class("mdn-stop")
+        self.message.add_class("mdn-message")
+        shown = ipw.Box((self.picture,))
+        shown.add_class("mdn-pictures")
+        super().__init__((ipw.HBox((self.button, self.message)), shown), (self.picture,))
 
     async def fit(self, model: nnx.Module, train: tuple, validation: tuple, **options) -> training.History:
         """`training.fit` in a thread of its own: the kernel hears the button while the cell awaits it.
@@ -650,6 +683,10 @@ class TrainingWatch(ipw.VBox):
             raise
         finally:
             self.button.description, self.button.disabled = "Stopped" if self.stopped else "Done", True
+            self._leave_pictures()
+
+    def _finished(self) -> bool:
+        return super()._finished() and self.button.description in ("Stopped", "Done")
 
     @property
     def stopped(self) -> bool:

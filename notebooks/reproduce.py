@@ -60,12 +60,8 @@ def main(argv: list[str] | None = None, here: Path = HERE) -> int:
     )
     parser.add_argument("--stand-ins", action="store_true", help="use procedural micrographs in any case")
     parser.add_argument("--fresh", action="store_true", help="run again what is already done")
-    parser.add_argument(
-        "--runs", type=Path, default=here.parent / "runs", help="the folder of all runs (runs/)"
-    )
-    parser.add_argument(
-        "--figures", type=Path, help="run in runs/figures/, then copy fig*.png to this folder"
-    )
+    parser.add_argument("--runs", type=Path, default=here.parent / "runs", help="the folder of all runs (runs/)")
+    parser.add_argument("--figures", type=Path, help="run in runs/figures/, then copy fig*.png to this folder")
     args = parser.parse_args(argv)
 
     name = "figures" if args.figures else args.preset + ("-stand-ins" if args.stand_ins else "")
@@ -110,9 +106,7 @@ def main(argv: list[str] | None = None, here: Path = HERE) -> int:
 def read_preset(here: Path, preset: str) -> dict[str, dict]:
     path = here / "presets" / f"{preset}.yaml"
     if not path.is_file():
-        raise ValueError(
-            f"no preset {preset!r}; there are {sorted(p.stem for p in path.parent.glob('*.yaml'))}"
-        )
+        raise ValueError(f"no preset {preset!r}; there are {sorted(p.stem for p in path.parent.glob('*.yaml'))}")
     content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
         raise ValueError(f"{path}: a preset maps notebook names (or common) to parameters, got {content!r}")
@@ -126,9 +120,7 @@ def resolve_parameters(notebooks: list[Path], preset: dict, overrides: dict, out
     """
     accepted = {nb.stem: papermill.inspect_notebook(nb) for nb in notebooks}
     if unknown := sorted(set(preset) - set(accepted) - {"common"}):
-        raise ValueError(
-            f"the preset has parameters for {unknown[0]!r}; the notebooks are {sorted(accepted)}"
-        )
+        raise ValueError(f"the preset has parameters for {unknown[0]!r}; the notebooks are {sorted(accepted)}")
     shared = preset.get("common", {}) | overrides
     for name in shared:
         if not any(name in names for names in accepted.values()):
@@ -184,11 +176,7 @@ def choose(notebooks: list[Path], only: list[str] | None) -> list[Path]:
             raise ValueError(f"--only {wanted}: no such notebook; there are {[nb.stem for nb in notebooks]}")
     if not notebooks:
         raise ValueError("there are no notebooks NN_name.ipynb here")
-    return [
-        nb
-        for nb in notebooks
-        if only is None or any(nb.stem == w or nb.stem.startswith(f"{w}_") for w in only)
-    ]
+    return [nb for nb in notebooks if only is None or any(nb.stem == w or nb.stem.startswith(f"{w}_") for w in only)]
 
 
 # ---- one run ----
@@ -318,9 +306,7 @@ def kernel_name() -> str:
 
 
 def set_environment(runs: Path) -> None:
-    os.environ.pop(
-        "MPLBACKEND", None
-    )  # the kernel draws inline, so that figures stand in the executed copies
+    os.environ.pop("MPLBACKEND", None)  # the kernel draws inline, so that figures stand in the executed copies
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str((runs / ".xla-cache").resolve()))
     if folder := os.environ.get("MDN_MICROGRAPHS"):  # kernels start in notebooks/, not here
         os.environ["MDN_MICROGRAPHS"] = str(Path(folder).resolve())
@@ -347,9 +333,7 @@ def figure_stamps(out: Path) -> dict[str, int]:
 
 def copy_figures(run: Run, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
-    for name in (
-        f for entry in run.entries.values() for f in entry.get("figures", []) if f.startswith("fig")
-    ):
+    for name in (f for entry in run.entries.values() for f in entry.get("figures", []) if f.startswith("fig")):
         part = target / f".{name}.part"
         shutil.copyfile(run.out / "figures" / name, part)
         os.replace(part, target / name)
@@ -377,14 +361,21 @@ def update_readme(run: Run, root: Path) -> None:
     if results:
         kept = [i for i, c in enumerate(results["columns"]) if c in README_COLUMNS]
         rows = [[v[0] if isinstance(v, list) else v for v in (row[i] for i in kept)] for row in results["rows"]]
-        rows = [row for row in rows if row[1] != "truth"]
-        text = between(text, "results", markdown_table([results["columns"][i] for i in kept], rows))
+        text = between(text, "results", markdown_table([results["columns"][i] for i in kept], once_a_method(rows)))
     solver = read_json(root / "benchmarks" / "results" / "phase_field.json")
     if "accuracy" in solver:
         text = between(text, "solver", markdown_table(solver["accuracy"]["columns"], solver["accuracy"]["rows"]))
     if speed := side_by_side(root / "benchmarks" / "results"):
         text = between(text, "speed", markdown_table(["what", "mdn (s)", "PyTorch (s)"], speed))
     write_atomically(readme, text)
+
+
+def once_a_method(rows: list[list]) -> list[list]:
+    """Of rows (pairs, method, ...) the first of each filter, whose parameter was tuned for aligned PSNR; no truth."""
+    first = {}
+    for row in rows:
+        first.setdefault((row[0], row[1].split(" (")[0]), row)
+    return [row for (_, method), row in first.items() if method != "truth"]
 
 
 def side_by_side(results: Path) -> list[list]:
@@ -401,6 +392,7 @@ def side_by_side(results: Path) -> list[list]:
 
 def markdown_table(columns: list[str], rows: list[list]) -> list[str]:
     """Lines of a table: two decimals, or three digits where these would say nothing; a gap where there is no number."""
+
     def cell(value):
         if isinstance(value, float):
             return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}"
@@ -445,9 +437,7 @@ def describe_machine(here: Path) -> dict[str, str]:
 
     commit = git("rev-parse", "--short", "HEAD") or "unknown"
     cpu = platform.processor() or platform.machine()
-    if (info := Path("/proc/cpuinfo")).is_file() and (
-        m := re.search(r"model name\s*: (.*)", info.read_text())
-    ):
+    if (info := Path("/proc/cpuinfo")).is_file() and (m := re.search(r"model name\s*: (.*)", info.read_text())):
         cpu = m[1]
     memory = psutil.virtual_memory().total / 2**30
     return {

@@ -55,6 +55,12 @@ def originals(kind: str) -> list[bytes]:
             pillow(rgb.convert("CMYK"), format="TIFF"),
             pillow(rgb, format="TIFF", compression="jpeg"),
             pillow(rgb, format="TIFF", compression="packbits"),
+            tiff(
+                grey,
+                imagej=True,
+                metadata={"unit": "um", "Info": "etched", "Overlays": [b"one", b"other"]},
+                extratags=[(271, 2, None, b"maker", True), (34118, 2, None, b"\r\nAP_WD\r\nWD = 8.5 mm\r\n", True)],
+            ),
         ]
     if kind == "png":
         images = (rgb, rgb.convert("L"), rgb.convert("P"), rgb.convert("RGBA"), rgb.convert("1"), Image.fromarray(wide))

@@ -395,6 +395,34 @@ def test_tags_that_cannot_be_written_are_left_out(tmp_path, tags):
     assert "DateTime" not in found and found["Software"] == "tifffile.py"
 
 
+@pytest.mark.parametrize("odd", [{282: (0, 0)}, {283: (5, 0)}, {296: 0}, {296: 99}])
+def test_a_resolution_that_is_none_does_not_keep_an_image_from_being_written(tmp_path, odd):
+    pixels = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, resolution=(2e4, 2e4), resolutionunit="CENTIMETER", metadata=None)
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+") as tif:
+        for code, value in odd.items():
+            tif.pages[0].tags[code].overwrite(value)
+    image = read_micrograph(tmp_path / "a.tif")
+    write_micrograph(tmp_path / "b.tif", pixels, like=image)
+    again = read_micrograph(tmp_path / "b.tif")
+    assert (again.pixels == pixels).all() and again.um_per_px == image.um_per_px is None
+
+
+def test_tags_of_any_size_or_kind_are_read_and_only_some_carried(tmp_path):
+    pixels, large = np.zeros((8, 8), np.uint8), bytes(micrographs.MOST_TAG_BYTES // 2 + 1)
+    broken = [(50838, 4, 3, (12, 7, 1 << 31), True), (50839, 1, None, b"IJIJinfo" + b"x" * 99, True)]
+    tags = [*((40100 + i, 7, None, large, True) for i in range(3)), *broken, (34118, 2, None, b"\xff = no text", True)]
+    tags += [(51001 + i, 2, None, b"a", True) for i in range(9)] + [(53000 + i, 3, 1, i, True) for i in range(20)]
+    tifffile.imwrite(tmp_path / "a.tif", pixels, extratags=tags, metadata=None)
+    image = read_micrograph(tmp_path / "a.tif")
+    carried, left = image.metadata["tiff_tags"], image.metadata["tiff_tags_left"]
+    assert sum(len(value) for _, value in carried.values()) <= micrographs.MOST_TAG_BYTES
+    assert {40100, 34118, *range(51001, 51010)} == set(carried) and len(left) == 2 + 1 + 20
+    with pytest.warns(UserWarning, match="40101, 40102, IJMetadata, 53000, .* and 15 more$"):
+        write_micrograph(tmp_path / "b.tif", image.pixels, like=image)
+    assert read_micrograph(tmp_path / "b.tif").metadata["tiff_tags"] == carried
+
+
 # Checkpoints
 
 

@@ -50,7 +50,8 @@ def mixed(tiny, tmp_path_factory):
     folder, output = tmp_path_factory.mktemp("in"), tmp_path_factory.mktemp("out")
     known = Micrograph(pixels=metal(), um_per_px=0.25, metadata={"description": "steel, nital", "Software": "maker"})
     write_micrograph(folder / "known.tif", metal(), like=known)
-    tifffile.imwrite(folder / "deep.tif", metal(dtype=np.uint16))
+    tags = [(271, 2, None, b"maker", True), (52000, 4, 1, 8, True)]
+    tifffile.imwrite(folder / "deep.tif", metal(dtype=np.uint16), extratags=tags)
     tifffile.imwrite(folder / "real.tif", 4000 * metal(dtype=np.float32))
     tifffile.imwrite(folder / "stack.tif", np.stack([metal(), metal(seed=2)]))
     Image.fromarray(metal((64, 96, 3))).save(folder / "a.png")
@@ -97,6 +98,9 @@ def test_um_per_px_is_for_files_that_carry_none(mixed):
         assert read_micrograph(output / "denoised" / records[name]["result"]).um_per_px == pytest.approx(0.5)
     photo = read_micrograph(output / "denoised" / "photo.jpg.tif")
     assert "annealed 1 h" in photo.metadata["description"]
+    assert records["deep.tif"]["warnings"]["tags"] == "Tags of this file that are not in the result: 52000."
+    assert 271 in read_micrograph(output / "denoised" / "deep.tif.tif").metadata["tiff_tags"]
+    assert "tags" not in records["known.tif"]["warnings"]
     assert "first of 2 pages" in records["stack.tif"]["warnings"]["stack"]
 
 
@@ -111,9 +115,11 @@ def test_other_files_are_listed_too(mixed, tmp_path):
     assert batch.other_files(folder) == []
     for name in ("b.bmp", "notes.txt", "no suffix", ".hidden.txt", "c.TIF"):
         (tmp_path / name).write_text("text")
-    (tmp_path / "folder.txt").mkdir()
-    others = batch.other_files(tmp_path)
-    assert [record["file"] for record in others] == ["b.bmp", "no suffix", "notes.txt"]
+    for name in ("more", ".cache", "results"):
+        (tmp_path / name).mkdir()
+    others = batch.other_files(tmp_path, besides=[tmp_path / "results"])
+    assert [record["file"] for record in others] == ["b.bmp", "more", "no suffix", "notes.txt"]
+    assert "a folder" in others[1]["reason"] and "a folder" not in others[2]["reason"]
     report.write_table([*records.values(), *others], tmp_path / "denoised.csv")
     with (tmp_path / "denoised.csv").open(encoding="utf-8-sig", newline="") as file:
         rows = {row["file"]: row for row in csv.DictReader(file)}

@@ -6,7 +6,7 @@ import pytest
 
 from mdn import dataset
 from mdn.dataset import SPLITS, DatasetConfig, grow_run, load_pairs, load_references, make_dataset
-from mdn.micrographs import region, write_micrograph
+from mdn.micrographs import luminance, region, write_micrograph
 
 SMALL = DatasetConfig(n_pairs=15, n_test=3, n_runs=6, shape=(64, 64), time=(2.0, 5.0), varied=0.5)
 
@@ -158,11 +158,46 @@ def test_a_folder_of_your_own_gives_each_file_to_one_split(tmp_path):
     (folder / "3.png").unlink()
     with pytest.raises(ValueError, match="another configuration"):
         make_dataset(tmp_path / "p.zarr", config, folder=folder, progress=False)
-    with pytest.raises(ValueError, match="at least 5.*got 2"):
+    with pytest.raises(ValueError, match="folder: 2 micrographs .* at least 5"):
         load_references("train", folder=own(tmp_path / "few", 2))
-    with pytest.raises(ValueError, match=r"0\.png"):
-        (folder / "0.png").write_text("no image")
+
+
+def test_a_file_of_your_own_that_cannot_be_read_is_told_and_left_out(tmp_path):
+    folder = own(tmp_path / "own", 6)
+    (folder / "0.png").write_text("no image")
+    (folder / "folder.tif").mkdir()
+    left_out = r"5 micrographs are left:\n  0\.png: .*\n  folder\.tif: .*no regular file"
+    with pytest.warns(UserWarning, match=left_out) as told:
+        names = {split: load_references(split, folder=folder).names for split in SPLITS}
+    assert names == {"train": ("1.png", "2.png", "4.png"), "validation": ("3.png",), "test": ("5.png",)}
+    assert str(folder / "0.png") not in str(told[0].message)
+    (folder / "1.png").write_text("no image")
+    with pytest.raises(ValueError, match=r"(?s)folder: 4 micrographs .*at least 5.*0\.png: .*1\.png: "):
         load_references("train", folder=folder)
+
+
+def test_a_file_of_your_own_that_is_too_small_is_told_before_anything_is_made(tmp_path):
+    folder = own(tmp_path / "own")
+    write_micrograph(folder / "3.png", np.random.default_rng(0).integers(0, 255, (80, 40), np.uint8))
+    config = DatasetConfig(n_pairs=5, n_test=1, n_runs=5, shape=(64, 64), time=(2.0, 3.0), diameter=(25.0, 30.0))
+    with pytest.raises(ValueError, match=r"3\.png: 40 x 80 px .* 64 x 64: leave that file out, or make smaller"):
+        make_dataset(tmp_path / "p.zarr", config, folder=folder, progress=False)
+    assert not (tmp_path / "p.zarr").exists()
+    (folder / "3.png").unlink()
+    write_micrograph(folder / "5.png", np.random.default_rng(0).integers(0, 255, (80, 80), np.uint8))
+    assert make_dataset(tmp_path / "p.zarr", config, folder=folder, progress=False) == "your own"
+
+
+def test_no_crop_holds_a_burnt_in_scale_bar(tmp_path):
+    folder = own(tmp_path / "own", size=240)
+    image = np.random.default_rng(1).integers(60, 160, (240, 240), np.uint8)
+    image[215:221, 120:200] = 255
+    write_micrograph(folder / "0.png", image)
+    reference = load_references("train", folder=folder)
+    assert reference.names[0] == "0.png" and 150 < reference.images[0].shape[0] < 215
+    assert reference.images[0].max() < 0.9 and reference.images[1].shape == (240, 240)
+    assert (reference.images[0] == luminance(image)[: len(reference.images[0])]).all()
+    assert reference.corners[0] == (0, 0)
 
 
 def test_crops_lie_where_their_box_says():

@@ -1,5 +1,6 @@
 """From disk to disk, as the whole image in memory would have been denoised."""
 
+import dataclasses
 import errno
 import os
 import struct
@@ -66,7 +67,13 @@ def test_calibration_and_description_are_kept(denoiser, tmp_path):
     denoise_large(tmp_path / "a.tif", tmp_path / "b.tif", denoiser, progress=False)
     kept = mdn.read_micrograph(tmp_path / "b.tif")
     assert kept.um_per_px == 0.25 and kept.metadata["description"] == "steel"
+    maker = {271: (2, b"Zeiss\0")}
+    like = dataclasses.replace(kept, metadata=kept.metadata | {"tiff_tags": maker})
+    mdn.write_micrograph(tmp_path / "made.tif", kept.pixels, like=like)
+    denoise_large(tmp_path / "made.tif", tmp_path / "made_b.tif", denoiser, progress=False)
+    assert mdn.read_micrograph(tmp_path / "made_b.tif").metadata["tiff_tags"] == maker
     write(tmp_path / "a.zarr", picture((60, 60), np.uint8))
+    zarr.open_array(str(tmp_path / "a.zarr")).attrs["tiff_tags"] = {"271": "no tag"}
     denoise_large(
         tmp_path / "a.zarr", tmp_path / "c.tif", denoiser, um_per_px=0.5, match_histogram=False, progress=False
     )

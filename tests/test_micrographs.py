@@ -87,6 +87,57 @@ def test_a_description_stays_where_a_calibration_is_added(tmp_path, description,
     assert again.metadata["description"] == (image.metadata["description"] if kept else "")
 
 
+MAKERS = {  # by code: the type and the bytes as they lie in the file
+    269: (2, b"mount 7, field 3\0"),
+    271: (2, b"Zeiss\0"),
+    272: (2, b"Axio Imager\0"),
+    315: (2, b"A. Metallographer\0"),
+    316: (2, b"lab-pc\0"),
+    700: (1, b"<x:xmpmeta/>"),
+    33432: (2, "© the lab\0".encode()),
+    34118: (2, b"\r\nAP_WD\r\nWD = 8.5 mm\r\n\0"),
+    34682: (2, b"[User]\r\nUser=supervisor\r\n\0"),
+    51000: (7, bytes(range(256))),
+}
+
+
+def raw_tags(path) -> dict[int, tuple[int, bytes]]:
+    with tifffile.TiffFile(path) as tif:
+        found = {}
+        for tag in tif.pages[0].tags:
+            tif.filehandle.seek(tag.valueoffset)
+            found[tag.code] = (int(tag.dtype), tif.filehandle.read(tag.valuebytecount))
+        return found
+
+
+@pytest.mark.parametrize("n_pages", [1, 2])
+def test_what_makers_and_people_say_in_a_tiff_is_carried_over(tmp_path, n_pages):
+    tags = [(code, dtype, None, value, True) for code, (dtype, value) in MAKERS.items()]
+    pages = noise((n_pages, 20, 30), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", pages, extratags=[*tags, (52000, 4, 1, 8, True)], metadata=None)
+    image = read_micrograph(tmp_path / "a.tif")
+    with pytest.warns(UserWarning, match="tags that are not carried over: 52000$"):
+        write_micrograph(tmp_path / "b.tif", image.pixels[::-1], like=dataclasses.replace(image, um_per_px=0.4))
+    again = raw_tags(tmp_path / "b.tif")
+    assert MAKERS.items() <= again.items() and 52000 not in again
+    assert read_micrograph(tmp_path / "b.tif").um_per_px == pytest.approx(0.4)
+    write_micrograph(tmp_path / "b.png", image.pixels, like=image)  # which has no place for them
+
+
+@pytest.mark.parametrize("byteorder", "<>")
+def test_imagej_s_own_tags_are_carried_over(tmp_path, byteorder):
+    said = {"Info": "etched 10 s in nital\nα-Fe\n", "Properties": {"lens": "50x"}, "Overlays": [b"one", b"other"]}
+    pixels = noise((20, 30), np.uint16)
+    told = {"imagej": True, "resolution": (4.0, 4.0), "metadata": said | {"unit": "um"}, "byteorder": byteorder}
+    tifffile.imwrite(tmp_path / "a.tif", pixels, **told)
+    image = read_micrograph(tmp_path / "a.tif")
+    write_micrograph(tmp_path / "b.tif", image.pixels[::-1], like=image)
+    with tifffile.TiffFile(tmp_path / "b.tif") as tif:
+        assert {name: tif.imagej_metadata[name] for name in said} == said
+    write_micrograph(tmp_path / "c.tif", image.pixels[:10], like=image)  # overlays would lie elsewhere
+    assert 50839 not in raw_tags(tmp_path / "c.tif")
+
+
 def test_ome_calibration_is_read_and_written_back(tmp_path):
     sizes = {
         "PhysicalSizeX": 520.0,

@@ -1,6 +1,7 @@
 """The six notebooks: how they are written, and one run of all of them on the smoke preset."""
 
 import ast
+import csv
 import json
 import math
 import re
@@ -45,7 +46,7 @@ def code(notebook):
 def test_opens_with_its_title_and_finds_its_kernel(notebook):
     first = notebook.cells[0]
     assert first.cell_type == "markdown" and first.source.startswith("# ")
-    assert notebook.metadata.kernelspec.name in ("mdn", "python3")
+    assert notebook.metadata.kernelspec.name == "mdn"
 
 
 def test_holds_no_outputs(notebook):
@@ -78,6 +79,23 @@ def test_evaluation_says_which_notebook_makes_its_pairs(tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match="run notebook 03_training first") as raised:
         papermill.execute_notebook(*paths, {"output_dir": str(tmp_path)}, **options)
     assert str(tmp_path / "work" / "03_training" / "pairs.zarr") in str(raised.value)
+
+
+def test_a_folder_of_which_nothing_can_be_read_is_listed_all_the_same(tmp_path):
+    folder = tmp_path / "in"
+    (folder / "more").mkdir(parents=True)
+    (folder / "notes.txt").write_text("no micrograph")
+    paths = ROOT / "notebooks" / "06_denoise_your_micrographs.ipynb", tmp_path / "out.ipynb"
+    parameters = {"input_dir": str(folder), "output_dir": str(tmp_path / "out"), "interactive": False}
+    options = {"kernel_name": reproduce.kernel_name(), "cwd": ROOT / "notebooks", "progress_bar": False}
+    with pytest.raises(papermill.PapermillExecutionError, match="no file of .* could be read; .*denoised.csv"):
+        papermill.execute_notebook(*paths, parameters, **options)
+    with (tmp_path / "out" / "denoised.csv").open(encoding="utf-8-sig", newline="") as file:
+        told = {row["file"]: row["reason"] for row in csv.DictReader(file)}
+    assert set(told) == {"more", "notes.txt"} and all(told.values())
+    cells = {cell.id: cell for cell in nbformat.read(tmp_path / "out.ipynb", as_version=4).cells}
+    shown = "".join(output.data.get("text/html", "") for output in cells["denoise"].outputs if "data" in output)
+    assert all(name in shown and reason in shown for name, reason in told.items())
 
 
 # ---- one run of all of them ----
@@ -127,6 +145,13 @@ def test_a_demo_leaves_its_pictures_where_there_is_no_front_end(smoke, name):
     page = (smoke / f"{name}.html").read_text()
     assert pictures["image/png"].strip()[:200].replace("\n", "") in page.replace("\n", "")
     assert "html-manager" not in page and "Demo(children" not in page
+
+
+def test_the_curves_of_a_watched_training_are_left_once(smoke):
+    cells = {cell.id: cell for cell in nbformat.read(smoke / "03_training.ipynb", as_version=4).cells}
+    kinds = [set(output.data) for output in cells["fit"].outputs if "data" in output]
+    assert "application/vnd.jupyter.widget-view+json" in kinds[0] and "image/png" in kinds[1]
+    assert sum("image/png" in kind for kind in kinds) == 1 and not cells["curves"].outputs
 
 
 def test_evaluation_tells_the_network_beside_the_filters(smoke):

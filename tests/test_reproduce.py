@@ -184,3 +184,17 @@ def test_index_escapes_whatever_it_is_given():
     page = render({"preset": evil, evil: evil}, [notebook | {"result": result}])
     assert "<img src=x" not in page
     assert Links(page).tags.count("img") == 1
+
+
+def test_the_readme_shows_each_filter_once_and_no_truth():
+    names = ("noisy", "wavelet (0.15)", "wavelet (0.45)", "bilateral (0.4, 2)", "network, short", "network", "truth")
+    rows = [[pairs, name, number] for pairs in ("paper", "varied") for number, name in enumerate(names)]
+    kept = reproduce.once_a_method(rows)
+    assert [row[1:] for row in kept[:5]] == [[names[i], i] for i in (0, 1, 3, 4, 5)]
+    assert [row[0] for row in kept] == ["paper"] * 5 + ["varied"] * 5
+
+
+def test_the_readme_has_the_order_that_its_readers_need():
+    text = (Path(reproduce.__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    heads = [line[3:] for line in text.splitlines() if line.startswith("## ")]
+    assert heads == ["Use", "Results", "How it works", "Citing"]

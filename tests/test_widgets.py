@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime
+import gc
 import io
 import struct
 import threading
@@ -180,6 +181,21 @@ def test_in_a_notebook_the_work_is_done_in_a_thread_with_the_last_values(denoisi
     assert demo.pictures[0].value == threaded != before
 
 
+def test_no_picture_waits_until_all_that_is_loaded_is_gone_over_for_garbage(denoising):
+    gc.unfreeze()
+    widgets._settle.cache_clear()
+    denoising.threaded, loaded = True, len(gc.get_objects())
+    try:
+        for position in (0.1, 0.2):
+            denoising.controls["position"].value = position
+            end = time.monotonic() + 60
+            while not gc.get_freeze_count() and time.monotonic() < end:
+                time.sleep(0.01)
+            assert gc.get_freeze_count() > 0.9 * loaded and widgets._settle.cache_info().misses == 1
+    finally:
+        gc.unfreeze()
+
+
 @pytest.mark.parametrize("allowed", [True, False])
 def test_a_person_is_told_from_papermill_by_whether_a_cell_may_ask(monkeypatch, allowed):
     assert not widgets._watched()  # a script
@@ -235,23 +251,25 @@ def test_denoising(denoising):
 
 
 def test_the_scale_bars_are_those_of_the_size_typed_in(denoising):
-    assert changed(denoising, "um_per_px", 2.0) == [True, True, False, False]
-    assert changed(denoising, "um_per_px", 0.0) == [True, True, False, False]
+    assert changed(denoising, "um_per_px", 2.0) == [True] * 4
+    assert changed(denoising, "um_per_px", 0.0) == [True] * 4
 
 
 def test_a_burnt_in_scale_bar_is_left_and_grains_are_measured_beside_it(denoiser, tmp_path, monkeypatch):
-    image, drawn, seen = 60 + RGB[..., 0].repeat(3, 0).repeat(4, 1) // 2, [], []
+    image, drawn, overlaid, seen = 60 + RGB[..., 0].repeat(3, 0).repeat(4, 1) // 2, [], [], []
     image[90:95, 40:140] = 255
     mask = scale_bar_mask(image)
     assert mask[90:95, 40:140].all() and mask.mean() < 0.3
     restore, swipe, segment = Denoiser.restore, figures.plot_swipe, widgets.segment_grains
+    overlay = figures.plot_boundaries
+    monkeypatch.setattr(figures, "plot_boundaries", lambda *a, **k: overlaid.append(k) or overlay(*a, **k))
     monkeypatch.setattr(Denoiser, "restore", lambda self, grey, **o: seen.append(grey) or restore(self, grey, **o))
     monkeypatch.setattr(figures, "plot_swipe", lambda *a, **k: drawn.append((a, k)) or swipe(*a, **k))
     monkeypatch.setattr(widgets, "segment_grains", lambda grey: seen.append(grey) or segment(grey))
     demo = widgets.explore_denoising(denoiser, Micrograph(pixels=image, um_per_px=0.5), save_to=tmp_path)
     (before, after, _), look = drawn[0]
     assert (before[mask] == after[mask]).all() and (before[~mask] != after[~mask]).any()
-    assert look["um_per_px"] is None  # no second bar
+    assert look["um_per_px"] is None and {over["um_per_px"] for over in overlaid} == {None}  # no second bar
     assert seen[0].max() < 0.8  # the network sees no white box
     assert {grey.shape for grey in seen[1:]} == {image[free_field(mask)].shape} != {image.shape}
     assert "left untouched" in demo.reports[0].value
@@ -334,6 +352,27 @@ def test_all_of_a_large_micrograph_is_saved(denoiser, tmp_path, monkeypatch):
     assert "without a calibration" in demo.message.value
 
 
+def test_a_save_that_is_stopped_writes_nothing_and_says_so(denoiser, tmp_path, monkeypatch):
+    monkeypatch.setattr(widgets, "LARGEST", 32)
+    demo = widgets.explore_denoising(denoiser, RGB[..., 0], save_to=tmp_path)
+    before = [bytes(picture.value) for picture in demo.pictures]
+    restore = Denoiser.restore
+
+    def pressed(self, grey, *, report):
+        demo.progress.stop.click()
+        return restore(self, grey, report=report)
+
+    monkeypatch.setattr(Denoiser, "restore", pressed)
+    demo.controls["save"].click()
+    assert "Stopped. Nothing was written." in demo.message.value and "drawn" not in demo.message.value
+    assert not list(tmp_path.glob("*.tif")) and [bytes(picture.value) for picture in demo.pictures] == before
+    demo.controls["micrograph"].value = "stand-in, etched"
+    assert "What was not drawn yet" in demo.message.value and "written" not in demo.message.value
+    monkeypatch.setattr(Denoiser, "restore", restore)
+    demo.controls["save"].click()
+    assert "Saved" in demo.message.value and list(tmp_path.glob("*.tif"))
+
+
 def test_attention(denoiser):
     demo = widgets.explore_attention(denoiser)
     assert whole(demo)
@@ -346,6 +385,8 @@ def test_attention(denoiser):
 def test_attention_of_a_micrograph_that_is_given(denoiser):
     given, other = widgets.explore_attention(denoiser, RGB), widgets.explore_attention(denoiser)
     assert given.controls["micrograph"].value == "given" and given.pictures[0].value != other.pictures[0].value
+    scaled = widgets.explore_attention(denoiser, Micrograph(pixels=RGB, um_per_px=0.5))
+    assert all(a.value != b.value for a, b in zip(given.pictures, scaled.pictures, strict=True))  # by its scale bar
 
 
 def test_real_micrographs_are_offered_where_the_cache_has_them(denoiser, tmp_path, monkeypatch):
@@ -428,8 +469,11 @@ def test_a_training_is_watched_and_stopped(monkeypatch):
     pairs = rng.random((4, 24, 24), np.float32), rng.random((4, 24, 24), np.float32)
     report = watch.report
 
+    _, output = displayed(watch)
+
     def press(history):
         report(history)
+        assert not output.update.called
         seen.append(bytes(watch.picture.value))
         if len(seen) == 2:
             watch.button.click()
@@ -441,6 +485,8 @@ def test_a_training_is_watched_and_stopped(monkeypatch):
     history = awaited(watch.fit(model, pairs, pairs, **options))
     assert 4 <= history.step[-1] <= 5 and watch.stopped and watch.button.disabled
     assert watch.button.description == "Stopped"
+    for static in (output, displayed(watch)[1]):  # displayed before and after
+        assert left(static).size == Image.open(io.BytesIO(watch.picture.value)).size
     assert all(picture.startswith(PNG) for picture in seen) and seen[0] != seen[1]
     assert f"best on validation {max(history.validation_psnr):.2f} dB" in watch.message.value
 
@@ -466,4 +512,4 @@ def test_a_training_that_fails_is_stopped_and_told():
     none = np.zeros((0, 24, 24), np.float32)
     with pytest.raises(ValueError, match="train must be"):
         awaited(watch.fit(model, (none, none), (none, none), key=jax.random.key(0), progress=False))
-    assert watch.stopped
+    assert watch.stopped and not displayed(watch)[1].update.called
