@@ -27,7 +27,9 @@ from mdn.defects import KINDS
 from mdn.files import write_whole
 from mdn.inference import SHIPPED
 from mdn.metrics import boundary_score, choose_threshold, detect_boundaries, psnr
+from mdn.network import stretch
 from mdn.synthesis import LOOKS, STAND_INS, PairConfig
+from mdn.training import predict
 from mdn.uncertainty import training_statistics
 
 PAIRS = mdn.DatasetConfig(n_pairs=3000, n_test=120, n_runs=1240, varied=0.4, seed=2027)
@@ -48,6 +50,11 @@ SEED = 2027
 CHOSEN_ON = 15  # every 15th validation pair chooses the best checkpoint
 SETTLED_ON = 5  # every 5th settles, at the end, whether that or the last is shipped, or neither
 WITHIN = 0.1  # dB of PSNR, for a better boundary F
+SHARES = (
+    0.25,
+    0.5,
+    0.75,
+)  # of the way from a sitting's first weights to its last: their averages may be better than both
 DRAWN = 2000  # recipes, to say how many of them are hard
 RESULTS = Path(__file__).parent / "results" / "shipped_weights.json"
 RIVALS = RESULTS.with_name("rivals.json")
@@ -67,9 +74,17 @@ STEPS = {
 
 
 def export(
-    model: nnx.Module, history: mdn.History, sittings: list, statistics: dict | None = None, at: int | None = None
+    model: nnx.Module,
+    history: mdn.History,
+    sittings: list,
+    statistics: dict | None = None,
+    at: int | None = None,
+    shipped: dict | None = None,
 ) -> None:
-    """Write the weights with what a reader of them needs to know. at: their entry of the history, or the best."""
+    """Write the weights with what a reader of them needs to know.
+
+    at: their entry of the history, or the best. shipped: of the finished training, how they were settled on.
+    """
     best = history.best if at is None else at
     metadata = {
         "version": mdn.__version__,
@@ -80,6 +95,7 @@ def export(
                 "step": history.step[best],
                 "hours": round(history.seconds[-1] / 3600, 2),
                 "validation_psnr_db": round(history.validation_psnr[best], 2),
+                **(shipped or {}),
                 "earlier": sittings,
             }
         ),
@@ -95,6 +111,14 @@ def last_weights(model: mdn.DenoisingNetwork, directory: Path, config: mdn.Train
     state = params, statistics, config.optimiser().init(params), (params, statistics)
     nnx.update(model, *training._restore(directory.resolve(), state, state[3])[0][3])
     return model
+
+
+def between(start: nnx.Module, end: nnx.Module, share: float) -> nnx.Module:
+    """The weighted mean of two networks' parameters and batch statistics."""
+    mean, kinds = nnx.clone(start), (nnx.Param, nnx.BatchStat)
+    states = [nnx.state(network, kinds) for network in (start, end)]
+    nnx.update(mean, jax.tree.map(lambda a, b: (1 - share) * a + share * b, *states))
+    return mean
 
 
 def on_validation(network: nnx.Module, validation: mdn.dataset.Pairs) -> dict[str, float]:
@@ -435,7 +459,8 @@ def card(
     sizes_of = [[row[i] for i in by_size] for row in (sizes_of["columns"], *sizes_of["rows"])]
     seconds = rivals.get("seconds", ABSENT)
     sizes = [f"{n} {split} ({v} varied)" for split, (n, v) in results["pairs"].items()]
-    rising = best == len(psnr) - 1 > 0 and psnr[-1] > psnr[-2]
+    averaged = "of the way" in settled.get("settled", "")
+    rising = best == len(psnr) - 1 > 0 and psnr[-1] > psnr[-2] and not averaged
     references = (
         "Test pairs whose reference is a procedural stand-in, not a region of a real micrograph: "
         + ", ".join(f"{n} of the {of} {name}" for name, (n, of) in borrowed.items())
@@ -470,8 +495,8 @@ def card(
             * bool(results.get("sharp")),
             f"Every {CHOSEN_ON}th of the {counts['validation']} validation pairs chose the best checkpoint"
             + (
-                f"; every {SETTLED_ON}th settled whether that or the last is shipped, by boundary F among those within "
-                f"{WITHIN} dB of the highest PSNR: "
+                f"; every {SETTLED_ON}th settled whether that, the last, or an average of the last and those that the "
+                f"sitting started from is shipped, by boundary F among those within {WITHIN} dB of the highest PSNR: "
                 + ", ".join(
                     f"{name} " + " and ".join(f"{value:.3f} ({what})" for what, value in score.items())
                     for name, score in settled["validation"].items()
@@ -498,7 +523,9 @@ def card(
             "",
             f"{history['seconds'][-1] / 3600:.2f} h ({results['machine']}), seed {SEED}"
             + (f", after {earlier:.2f} h in earlier sittings: `{sittings}`. " if earlier else ". "),
-            f"Shipped are those of step {history['step'][best]}: {psnr[best]:.2f} dB on validation."
+            f"Shipped are those of step {history['step'][best]}"
+            + (f", {settled['settled']}" if averaged else "")
+            + f": {settled.get('validation_psnr_db', psnr[best]):.2f} dB on the pairs that choose checkpoints."
             + (
                 f" The sitting before had ended at {sittings[-1]['validation_psnr_db']:.2f} dB on the same pairs."
                 if sittings
@@ -620,7 +647,9 @@ def main() -> None:
         report=report,
     )
     ends = {"best": model, "last": last_weights(model, run, SITTINGS[len(sittings)])}
-    ends |= {"before": start.network} if sittings else {}
+    if sittings:
+        ends |= {"before": start.network}
+        ends |= {f"{share:g} of the way": between(start.network, ends["last"], share) for share in SHARES}
     scores = {name: on_validation(network, validation) for name, network in ends.items()}
     settled = settle(scores)
     if settled == "before":
@@ -628,7 +657,10 @@ def main() -> None:
         raise SystemExit(f"no gain on the weights that it started from, which stay: {scores}")
     model, at = ends[settled], history.best if settled == "best" else len(history.step) - 1
     statistics = training_statistics(model, validation.noisy[:: max(1, len(validation) // 200)])
-    export(model, history, sittings, statistics, at)
+    outputs = predict(model, np.stack([stretch(noisy) for noisy in validation.noisy[::CHOSEN_ON]]))
+    reached = float(np.mean(list(map(psnr, outputs, validation.clean[::CHOSEN_ON]))))
+    shipped = {"validation_psnr_db": round(reached, 2), "settled": settled}
+    export(model, history, sittings, statistics, at, shipped)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     machine = f"{platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__} on {jax.default_backend()}"
     results = {
@@ -640,7 +672,7 @@ def main() -> None:
         "pairs": {split: [len(p), int(p.varied.sum())] for split, p in (("train", train), ("validation", validation))},
         "sharp": sum(map(len, seen[1:])),
         "history": asdict(history),
-        "shipped": {"at": at, "pairs": len(validation.noisy[::SETTLED_ON]), "validation": scores},
+        "shipped": {**shipped, "at": at, "pairs": len(validation.noisy[::SETTLED_ON]), "validation": scores},
     }
     write(RESULTS, json.dumps(results, indent=1))
 

@@ -364,3 +364,14 @@ def test_boundaries_settle_what_is_shipped_among_the_near(monkeypatch):
     scores = {name: shipped_weights.on_validation(each, pairs) for name, each in (("good", good), ("blind", blind))}
     assert scores["good"]["PSNR (dB)"] == pytest.approx(40, abs=0.1) and scores["good"]["boundary F"] > 0.9
     assert scores["blind"]["boundary F"] == 0 and shipped_weights.settle(scores) == "good"
+
+
+def test_weights_between_two_networks_are_their_mean():
+    from flax import nnx
+
+    ends = [rivals.mdn.DenoisingNetwork(rivals.mdn.NetworkConfig(width=4, blocks=1), rngs=nnx.Rngs(n)) for n in (0, 1)]
+    mean = shipped_weights.between(*ends, 0.25)
+    a, b, c = (jax.tree.leaves(nnx.state(each, (nnx.Param, nnx.BatchStat))) for each in (*ends, mean))
+    assert any((one != other).any() for one, other in zip(a, b, strict=True))
+    for one, other, found in zip(a, b, c, strict=True):
+        np.testing.assert_allclose(found, 0.75 * one + 0.25 * other, atol=1e-6)
