@@ -7,6 +7,9 @@ short: the table says what each part is worth at this budget. Rows go to results
 three leave their weights beside the pairs, where `benchmarks.rivals` finds them, and are trained again where those
 are gone.
 
+`--late` goes on instead from the weights that the fourth sitting left, for as many steps with each of `LATE`: what pays
+early need not pay late.
+
 `--long` instead trains DnCNN on all the pairs, and for as many processor seconds, as the first sitting of the shipped
 network, and puts it beside the weights that were in the box after that sitting: again to go on.
 """
@@ -19,6 +22,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -29,7 +33,7 @@ from flax import nnx
 
 import mdn
 from benchmarks import rivals
-from benchmarks.shipped_weights import CHOSEN_ON, NETWORK, PAIRS, RECIPE, SEED, write
+from benchmarks.shipped_weights import CHOSEN_ON, LONGER, NETWORK, PAIRS, RECIPE, SEED, write
 from mdn import metrics
 from mdn.baselines import DnCNN, save_dncnn, score_methods
 from mdn.files import write_whole
@@ -45,6 +49,13 @@ KEPT = {"best": "network_short", "DnCNN": "DnCNN_short", "no attention": "no_att
 RATES = (5e-4, 1e-3, 2e-3)  # of DnCNN
 TUNED_ON, TESTED_ON = 16, 40  # validation pairs for boundary thresholds; test pairs of each kind
 FIRST_SITTING = "528b472"  # the commit that has the weights as the first sitting left them
+FOURTH_SITTING = "7d1ec7f"  # that of the fourth
+LATE = {
+    "as the fourth sitting": {},
+    "no edges, averages, jitter": {"edges": 0.0, "average": 0.0, "grey_jitter": 0.0},
+    "and boundaries weigh more": {"edges": 0.0, "average": 0.0, "grey_jitter": 0.0, "boundaries": 6.0},
+}
+LATE_BUDGET = {"steps": 300, "learning_rate": 4e-4, "evaluate_every": 300}
 LONG = ("network_long", "DnCNN_long")  # their names beside the pairs
 COLUMNS = ("raw PSNR", "aligned PSNR", "SSIM", "boundary F")
 
@@ -123,6 +134,25 @@ def train_dncnn(data: tuple, validation: tuple, recipe: mdn.TrainingConfig, seco
     return model, steps, took
 
 
+def shipped_at(commit: str, path: Path) -> mdn.DenoisingNetwork:
+    """The network that was in the box at a commit; its file goes to the path."""
+    committed = ["git", "show", f"{commit}:mdn/weights/denoiser.safetensors"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, subprocess.run(committed, capture_output=True, check=True).stdout)
+    return mdn.load_denoiser(path).network
+
+
+def train_late(name: str, directory: Path) -> tuple[nnx.Module, float]:
+    """The fourth sitting's weights after a few more steps on its pairs, and the processor seconds these took."""
+    model = nnx.clone(shipped_at(FOURTH_SITTING, directory / "fourth.safetensors"))
+    both = [mdn.load_pairs(directory.parent / f"{pairs}.zarr", "train") for pairs in ("pairs", "sharp")]
+    data = tuple(np.concatenate([getattr(pairs, image) for pairs in both]) for image in ("noisy", "clean"))
+    recipe = replace(LONGER, **(LATE_BUDGET | LATE[name]))
+    start, few = time.process_time(), (data[0][:2], data[1][:2])
+    mdn.fit(model, data, few, config=recipe, key=jax.random.key(SEED), progress=False)
+    return model, time.process_time() - start
+
+
 def processor_seconds(model: nnx.Module, data: tuple, steps: tuple[int, int] = (6, 18)) -> float:
     """Of one step of the first sitting's recipe, whatever it costs to begin with left out."""
     taken = []
@@ -135,8 +165,7 @@ def processor_seconds(model: nnx.Module, data: tuple, steps: tuple[int, int] = (
 
 def train_long(directory: Path) -> None:
     """DnCNN for as long as the first sitting, and that sitting's weights, as files beside the pairs."""
-    committed = ["git", "show", f"{FIRST_SITTING}:mdn/weights/denoiser.safetensors"]
-    write_whole(directory / f"{LONG[0]}.safetensors", subprocess.run(committed, capture_output=True, check=True).stdout)
+    shipped_at(FIRST_SITTING, directory / f"{LONG[0]}.safetensors")
     train, validation = (mdn.load_pairs(directory.parent / "pairs.zarr", split) for split in ("train", "validation"))
     data, held = (train.noisy, train.clean), (validation.noisy[::CHOSEN_ON], validation.clean[::CHOSEN_ON])
     note = directory / "long.json"
@@ -172,11 +201,11 @@ def score(model: nnx.Module, directory: Path) -> dict[str, list[float]]:
     return scores | {"steel, boundary F": [metrics.boundary_score(found, traced_boundaries("steel_nist")).f]}
 
 
-def table(kept: dict) -> dict:
+def table(kept: dict, variants: Iterable[str]) -> dict:
     """Means over test pairs and seeds, and the differences to the first row with their 95 % intervals."""
-    rows, first = [], kept.get("best", {})
+    rows, first = [], kept.get(next(iter(variants)), {})
     columns = ["variant", "seeds", "steps", "processor minutes"]
-    for name in VARIANTS:
+    for name in variants:
         runs = kept.get(name, {})
         if not runs:
             continue
@@ -189,48 +218,62 @@ def table(kept: dict) -> dict:
         row += list(means.values())
         columns = ["variant", "seeds", "steps", "processor minutes", *means]
         shared = [seed for seed in runs if seed in first]
-        for kind, (what, name) in product(("paper", "varied"), GAPS.items()):
+        for kind, (what, gap) in product(("paper", "varied"), GAPS.items()):
             column = f"{kind}, {what}"
             gaps = [np.subtract(runs[s]["scores"][column], first[s]["scores"][column]) for s in shared]
             row.append(list(metrics.mean_interval(np.mean(gaps, axis=0))) if gaps else [None] * 3)
             row += [", ".join(f"{np.mean(one):+.{digits}f}" for one in gaps) for digits in [3 if "F" in what else 2]]
-            columns += [f"{kind}, {name}", f"{kind}, {name}, by seed"]
+            columns += [f"{kind}, {gap}", f"{kind}, {gap}, by seed"]
         rows.append(row)
     return {"columns": columns, "rows": rows}
 
 
 def main() -> None:
     """Train and score what is not there yet, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--directory", type=Path, default=Path("data/shipped/ablation"))
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--only", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--late", action="store_true", help="from the fourth sitting's weights on, and nothing else")
     parser.add_argument("--long", action="store_true", help="DnCNN for as long as the first sitting, and nothing else")
     arguments = parser.parse_args()
+    directory = arguments.directory
     if arguments.long:
-        train_long(arguments.directory)
+        train_long(directory)
         return
-    kept = json.loads(RESULTS.read_text()).get("runs", {}) if RESULTS.exists() else {}
-    for seed in range(arguments.seeds):
-        for name in arguments.only:
-            weights = arguments.directory / f"{KEPT[name]}.safetensors" if name in KEPT and seed == 0 else None
+    held = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    kept, late = held.get("runs", {}), held.get("late", {}).get("runs", {})
+
+    def keep(runs: dict, name: str, seed: int, run: dict) -> None:
+        runs.setdefault(name, {})[str(seed)] = run
+        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout
+        machine = f"{platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__} on {jax.default_backend()}"
+        told = {"command": "python -m benchmarks.ablation", "commit": commit.strip(), "machine": machine}
+        then = {"command": "python -m benchmarks.ablation --late", **table(late, LATE), "runs": late}
+        write(RESULTS, json.dumps({**told, **table(kept, VARIANTS), "runs": kept, "late": then}, indent=1))
+        print(name, seed, {c: round(float(np.mean(v)), 3) for c, v in run["scores"].items()}, flush=True)
+
+    if arguments.late:
+        for name in LATE:
+            if name not in late:
+                model, took = train_late(name, directory)
+                run = {"steps": LATE_BUDGET["steps"], "processor minutes": took / 60}
+                keep(late, name, 0, {**run, "scores": score(model, directory)})
+    else:
+        for seed, name in product(range(arguments.seeds), arguments.only):
+            weights = directory / f"{KEPT[name]}.safetensors" if name in KEPT and seed == 0 else None
             if str(seed) in kept.get(name, {}) and (weights is None or weights.exists()):
                 continue
             seconds = kept.get("best", {}).get(str(seed), {}).get("processor minutes", 0) * 60
-            arguments.directory.mkdir(parents=True, exist_ok=True)
-            model, steps, took = train(VARIANTS[name], arguments.directory, seed, seconds, arguments.workers)
+            directory.mkdir(parents=True, exist_ok=True)
+            model, steps, took = train(VARIANTS[name], directory, seed, seconds, arguments.workers)
             if weights is not None:
                 save = save_dncnn if VARIANTS[name].dncnn else mdn.save_weights
                 save(weights, model)
-            run = {"steps": steps, "processor minutes": took / 60, "scores": score(model, arguments.directory)}
-            kept.setdefault(name, {})[str(seed)] = run
-            commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout
-            machine = f"{platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__} on {jax.default_backend()}"
-            told = {"command": "python -m benchmarks.ablation", "commit": commit.strip(), "machine": machine}
-            write(RESULTS, json.dumps({**told, **table(kept), "runs": kept}, indent=1))
-            print(name, seed, {c: round(float(np.mean(v)), 3) for c, v in run["scores"].items()}, flush=True)
-    for row in table(kept)["rows"]:
+            run = {"steps": steps, "processor minutes": took / 60, "scores": score(model, directory)}
+            keep(kept, name, seed, run)
+    for row in (table(late, LATE) if arguments.late else table(kept, VARIANTS))["rows"]:
         print(" | ".join(rivals.cell(v) for v in row))
 
 

@@ -411,12 +411,27 @@ def steps_kept(ablation: dict) -> list[str]:
             found, value = rows[variant], getattr(SITTINGS[-1], step)
             cells = [markdown([], [[found[of[gap]]]], 3 if "F" in gap else 2)[2].strip("| ") for gap in gaps]
             lines.append([f"`{step}`", f"`{value}`", variant, *cells, found[of["seeds"]]])
+    late = ablation.get("late", ABSENT)
+    of = {name: place for place, name in enumerate(late["columns"])}
+    later = [[row[0], *([row[of[gap]]] for gap in gaps)] for row in late["rows"]]
+    later = [[name, *(markdown([], [value], 3)[2].strip("| ") for value in values)] for name, *values in later]
     return [
         "Steps of the recipe one by one, as the ablation found them early in a training of half the width; a gap is",
         "that of the row's variant to the ablation's first row, which has the steps of the first sitting:",
         "",
         *markdown(["step", "in the last sitting", "variant", *gaps, "seeds"], lines),
         "",
+        *(
+            [
+                f"And late, going on from the fourth sitting for {late['rows'][0][of['steps']]:.0f} steps "
+                f"(`{late['command']}`):",
+                "",
+                *markdown(["steps", *gaps], later),
+                "",
+            ]
+            if later
+            else []
+        ),
     ]
 
 

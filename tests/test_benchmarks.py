@@ -338,11 +338,17 @@ def test_card_tells_what_each_step_is_worth_and_whether_it_is_taken(written):
         return {"steps": 5, "processor minutes": 2.0, "scores": {c: [20.0 + better, 21.0 + better] for c in columns}}
 
     runs = {"best": {"0": run(0.0), "1": run(0.0)}, "no symmetries": {"0": run(-0.2), "1": run(-0.4), "2": run(9.0)}}
-    table = ablation.table(runs)
+    table = ablation.table(runs, ablation.VARIANTS)
     row = dict(zip(table["columns"], table["rows"][1], strict=True))
     assert row["paper, aligned gap (dB)"] == pytest.approx([-0.3] * 3) and row["seeds"] == 3  # of seeds that both have
     assert row["varied, F gap, by seed"] == "-0.200, -0.400"
+    late = ablation.table(
+        {name: {"0": run(gain)} for name, gain in zip(ablation.LATE, (0.0, 0.1, 0.3), strict=True)}, ablation.LATE
+    )
+    table["late"] = late | {"command": "python -m benchmarks.ablation --late"}
     text = written(measured()["rivals"], ablation=table)
+    assert "for 5 steps (`python -m benchmarks.ablation --late`)" in text
+    assert "| and boundaries weigh more | 0.300 ± 0.000 |" in text
     taken = shipped_weights.SITTINGS[-1].symmetries
     assert f"| `symmetries` | `{taken}` | no symmetries | -0.30 ± 0.00 | -0.300 ± 0.000 |" in text
     assert "python -m benchmarks.ablation`" in written({})
