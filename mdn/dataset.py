@@ -270,7 +270,8 @@ def _own_references(folder: str | Path) -> dict[str, References]:
         try:
             pixels = micrographs.read_micrograph(path).pixels
         except (ValueError, OSError) as error:
-            left_out.append(str(error).replace(str(path), path.name).encode("utf-8", "replace").decode())
+            reason = str(error).replace(str(path), path.name).split("; accepted:")[0]
+            left_out.append(reason.encode("utf-8", "replace").decode())
             continue
         rows, columns = free_field(scale_bar_mask(pixels))
         found.append((path.name, luminance(pixels)[rows, columns], (columns.start, rows.start)))

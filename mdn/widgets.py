@@ -637,12 +637,17 @@ def explore_attention(denoiser: Denoiser | None = None, micrograph: Micrograph |
         progress(0.7, "drawing")
         return found
 
+    @functools.lru_cache(maxsize=4)
+    def scale(name):
+        burnt_in = _middle(scale_bar_mask(choice[name].micrograph.pixels), (384, 384))
+        return None if burnt_in.any() else choice.um_per_px(name)
+
     def block_by_block(micrograph, block, channel):
-        scale = choice.um_per_px(micrograph)
-        return figures.plot_block(maps(micrograph), block=block - 1, channel=channel - 1, um_per_px=scale)
+        look = {"block": block - 1, "channel": channel - 1, "um_per_px": scale(micrograph)}
+        return figures.plot_block(maps(micrograph), **look)
 
     def overall(micrograph):
-        return figures.plot_attention(maps(micrograph), um_per_px=choice.um_per_px(micrograph))
+        return figures.plot_attention(maps(micrograph), um_per_px=scale(micrograph))
 
     controls = {
         "micrograph": choice.pick, "upload": choice.upload, "limits": choice.limits,

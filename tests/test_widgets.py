@@ -387,6 +387,10 @@ def test_attention_of_a_micrograph_that_is_given(denoiser):
     assert given.controls["micrograph"].value == "given" and given.pictures[0].value != other.pictures[0].value
     scaled = widgets.explore_attention(denoiser, Micrograph(pixels=RGB, um_per_px=0.5))
     assert all(a.value != b.value for a, b in zip(given.pictures, scaled.pictures, strict=True))  # by its scale bar
+    burnt_in = 60 + RGB[..., 0].repeat(3, 0).repeat(4, 1) // 2
+    burnt_in[90:95, 40:140] = 255
+    given, scaled = (widgets.explore_attention(denoiser, Micrograph(pixels=burnt_in, um_per_px=s)) for s in (None, 0.5))
+    assert all(a.value == b.value for a, b in zip(given.pictures, scaled.pictures, strict=True))  # it has one
 
 
 def test_real_micrographs_are_offered_where_the_cache_has_them(denoiser, tmp_path, monkeypatch):

@@ -25,6 +25,7 @@ import yaml
 ROOT = Path(__file__).parent.parent.parent
 OUTPUT = Path(__file__).parent / "output"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "microsoft-edge", "msedge")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 TOKEN = "browser-tests"
 ADVICE = (
     "BROWSER TESTS WERE LEFT OUT: no browser was found. Install one (Debian: apt install chromium; anywhere: "
@@ -50,8 +51,7 @@ def browser():
         if path is None:
             left_out.append(ADVICE)
             (pytest.fail if os.environ.get("MDN_BROWSER_TESTS") == "required" else pytest.skip)(ADVICE)
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = playwright.chromium.launch(executable_path=path, args=flags)
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield browser
         browser.close()
 
@@ -60,6 +60,40 @@ def browser():
 def pytest_terminal_summary(terminalreporter):
     for text in dict.fromkeys(left_out):
         terminalreporter.write_sep("=", text, yellow=True, bold=True)
+
+
+def own_settings(folder: Path) -> dict[str, str]:
+    """The environment of a JupyterLab whose settings lie in a folder: no news, and every cell in the page."""
+    for name, value in (
+        ("notebook-extension/tracker", {"windowingMode": "none"}),
+        ("apputils-extension/notification", {"fetchNews": "false", "checkForUpdates": False}),
+    ):
+        settings = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        settings.parent.mkdir(parents=True)
+        settings.write_text(json.dumps(value))
+    environment = os.environ | {
+        "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
+        "JUPYTER_CONFIG_DIR": str(folder / "config"),
+    }
+    environment.pop("MPLBACKEND", None)
+    return environment
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def wait_until_it_answers(server: subprocess.Popen, address: str) -> None:
+    for _ in range(300):
+        try:
+            urllib.request.urlopen(f"{address}/api?token={TOKEN}", timeout=2)
+            return
+        except OSError:
+            assert server.poll() is None, "the server ended; its log says why"
+            time.sleep(0.2)
 
 
 @pytest.fixture(scope="package")
@@ -80,23 +114,8 @@ def lab(tmp_path_factory):
 
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
         small(notebook.stem, notebook.stem)
-    for name, value in (
-        ("notebook-extension/tracker", {"windowingMode": "none"}),  # every cell is in the page, seen or not
-        ("apputils-extension/notification", {"fetchNews": "false", "checkForUpdates": False}),
-    ):
-        settings = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
-        settings.parent.mkdir(parents=True)
-        settings.write_text(json.dumps(value))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {
-        "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
-        "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
-        "JUPYTER_CONFIG_DIR": str(folder / "config"),
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-    }
-    environment.pop("MPLBACKEND", None)
+    environment, port = own_settings(folder), free_port()
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.port={port}"]
     command += ["--ServerApp.ip=127.0.0.1", f"--ServerApp.root_dir={folder}", f"--IdentityProvider.token={TOKEN}"]
     command += shlex.split(re.search("^UPLOADS *= (.*)$", (ROOT / "Makefile").read_text(), re.M)[1])  # as `make lab`
@@ -106,13 +125,7 @@ def lab(tmp_path_factory):
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder)
         address = f"http://127.0.0.1:{port}"
         try:
-            for _ in range(300):
-                try:
-                    urllib.request.urlopen(f"{address}/api?token={TOKEN}", timeout=2)
-                    break
-                except OSError:
-                    assert server.poll() is None, (OUTPUT / "server.log").read_text()
-                    time.sleep(0.2)
+            wait_until_it_answers(server, address)
             yield SimpleNamespace(address=address, folder=folder, small=small)
         finally:
             server.terminate()
