@@ -9,9 +9,6 @@ are gone.
 
 `--late` goes on instead from the weights that the fourth sitting left, for as many steps with each of `LATE`: what pays
 early need not pay late.
-
-`--long` instead trains DnCNN on all the pairs, and for as many processor seconds, as the first sitting of the shipped
-network, and puts it beside the weights that were in the box after that sitting: again to go on.
 """
 
 from __future__ import annotations
@@ -33,31 +30,30 @@ from flax import nnx
 
 import mdn
 from benchmarks import rivals
-from benchmarks.shipped_weights import CHOSEN_ON, LONGER, NETWORK, PAIRS, RECIPE, SEED, write
+from benchmarks.shipped_weights import LONGER, NETWORK, PAIRS, RECIPE, SEED, write
 from mdn import metrics
-from mdn.baselines import DnCNN, save_dncnn, score_methods
+from mdn.baselines import DnCNN, save_dncnn
 from mdn.files import write_whole
-from mdn.micrographs import load_source, luminance, traced_boundaries
 from mdn.network import stretch
 from mdn.training import predict
 
 RESULTS = Path(__file__).parent / "results" / "ablation.json"
 SMALL = replace(PAIRS, n_pairs=375, n_test=0, n_runs=250)
 BUDGET = {"steps": 500, "crop": 96, "learning_rate": 2e-3, "average": 0.98, "evaluate_every": 500}
-GAPS = {"aligned PSNR": "aligned gap (dB)", "boundary F": "F gap"}
+GAPS = {"aligned PSNR": "aligned gap (dB)"}
+LATE_GAPS = GAPS | {"boundary F": "F gap", "precision": "precision gap", "twin recall": "twin recall gap"}
 KEPT = {"best": "network_short", "DnCNN": "DnCNN_short", "no attention": "no_attention_short"}
 RATES = (5e-4, 1e-3, 2e-3)  # of DnCNN
-TUNED_ON, TESTED_ON = 16, 40  # validation pairs for boundary thresholds; test pairs of each kind
-FIRST_SITTING = "528b472"  # the commit that has the weights as the first sitting left them
-FOURTH_SITTING = "7d1ec7f"  # that of the fourth
+TUNED_ON, TESTED_ON = 40, 40  # validation pairs of each recipe for its threshold; test pairs of each
+FOURTH_SITTING = "7d1ec7f"  # the commit that has the weights as the fourth sitting left them
 LATE = {
     "as the fourth sitting": {},
     "no edges, averages, jitter": {"edges": 0.0, "average": 0.0, "grey_jitter": 0.0},
     "and boundaries weigh more": {"edges": 0.0, "average": 0.0, "grey_jitter": 0.0, "boundaries": 6.0},
 }
 LATE_BUDGET = {"steps": 300, "learning_rate": 4e-4, "evaluate_every": 300}
-LONG = ("network_long", "DnCNN_long")  # their names beside the pairs
-COLUMNS = ("raw PSNR", "aligned PSNR", "SSIM", "boundary F")
+GREYS = ("raw PSNR", "aligned PSNR", "SSIM")
+COLUMNS = (*GREYS, "boundary F", "precision", "twin recall")
 
 
 @dataclass(frozen=True)
@@ -111,7 +107,7 @@ def train(variant: Variant, directory: Path, seed: int, seconds: float | None, w
     key = jax.random.key(seed)
     if variant.dncnn:
         held = mdn.load_pairs(directory / f"{name}.zarr", "validation")
-        return train_dncnn(data, (held.noisy[:TUNED_ON], held.clean[:TUNED_ON]), recipe, seconds, seed)
+        return train_dncnn(data, (held.noisy[:16], held.clean[:16]), recipe, seconds, seed)
     model = mdn.DenoisingNetwork(replace(NETWORK, **{"width": 32} | variant.network), rngs=nnx.Rngs(seed))
     start = time.process_time()
     mdn.fit(model, data, few, config=recipe, key=key, progress=False)
@@ -134,17 +130,13 @@ def train_dncnn(data: tuple, validation: tuple, recipe: mdn.TrainingConfig, seco
     return model, steps, took
 
 
-def shipped_at(commit: str, path: Path) -> mdn.DenoisingNetwork:
-    """The network that was in the box at a commit; its file goes to the path."""
-    committed = ["git", "show", f"{commit}:mdn/weights/denoiser.safetensors"]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, subprocess.run(committed, capture_output=True, check=True).stdout)
-    return mdn.load_denoiser(path).network
-
-
 def train_late(name: str, directory: Path) -> tuple[nnx.Module, float]:
     """The fourth sitting's weights after a few more steps on its pairs, and the processor seconds these took."""
-    model = nnx.clone(shipped_at(FOURTH_SITTING, directory / "fourth.safetensors"))
+    committed = ["git", "show", f"{FOURTH_SITTING}:mdn/weights/denoiser.safetensors"]
+    path = directory / "fourth.safetensors"
+    directory.mkdir(parents=True, exist_ok=True)
+    write_whole(path, subprocess.run(committed, capture_output=True, check=True).stdout)
+    model = nnx.clone(mdn.load_denoiser(path).network)
     both = [mdn.load_pairs(directory.parent / f"{pairs}.zarr", "train") for pairs in ("pairs", "sharp")]
     data = tuple(np.concatenate([getattr(pairs, image) for pairs in both]) for image in ("noisy", "clean"))
     recipe = replace(LONGER, **(LATE_BUDGET | LATE[name]))
@@ -153,79 +145,61 @@ def train_late(name: str, directory: Path) -> tuple[nnx.Module, float]:
     return model, time.process_time() - start
 
 
-def processor_seconds(model: nnx.Module, data: tuple, steps: tuple[int, int] = (6, 18)) -> float:
-    """Of one step of the first sitting's recipe, whatever it costs to begin with left out."""
-    taken = []
-    for n in steps:
-        start, config = time.process_time(), replace(RECIPE, steps=n, evaluate_every=n)
-        mdn.fit(model, data, (data[0][:2], data[1][:2]), config=config, key=jax.random.key(0), progress=False)
-        taken.append(time.process_time() - start)
-    return (taken[1] - taken[0]) / (steps[1] - steps[0])
-
-
-def train_long(directory: Path) -> None:
-    """DnCNN for as long as the first sitting, and that sitting's weights, as files beside the pairs."""
-    shipped_at(FIRST_SITTING, directory / f"{LONG[0]}.safetensors")
-    train, validation = (mdn.load_pairs(directory.parent / "pairs.zarr", split) for split in ("train", "validation"))
-    data, held = (train.noisy, train.clean), (validation.noisy[::CHOSEN_ON], validation.clean[::CHOSEN_ON])
-    note = directory / "long.json"
-    if not note.exists():  # the machine may be busier when it is gone on with
-        few = data[0][:64], data[1][:64]
-        ours, theirs = mdn.DenoisingNetwork(NETWORK, rngs=nnx.Rngs(0)), DnCNN(rngs=nnx.Rngs(0))
-        seconds = {name: processor_seconds(net, few) for name, net in (("network", ours), ("DnCNN", theirs))}
-        steps = round(RECIPE.steps * seconds["network"] / seconds["DnCNN"])
-        write(note, json.dumps({"processor seconds a step": seconds, "steps": steps}))
-    steps = json.loads(note.read_text())["steps"]
-    model, config = DnCNN(rngs=nnx.Rngs(SEED)), replace(RECIPE, steps=steps)
-    mdn.fit(model, data, held, config=config, directory=directory / "long", key=jax.random.key(SEED))
-    save_dncnn(directory / f"{LONG[1]}.safetensors", model)
-
-
 def score(model: nnx.Module, directory: Path) -> dict[str, list[float]]:
-    """Test pairs by recipe, and the annotated steel: the columns, one value an image."""
+    """Test pairs by recipe: the columns, one value an image; the boundary threshold is tuned for each recipe apart."""
 
     def method(image):
         return predict(model, stretch(image)[None])[0]
 
-    validation, test = (mdn.load_pairs(directory.parent / "pairs.zarr", split) for split in ("validation", "test"))
-    chosen = np.concatenate([np.flatnonzero(test.varied == v)[:TESTED_ON] for v in (False, True)])
-    images = tuple(a[chosen] for a in (test.noisy, test.clean, test.boundaries))
-    rows = np.array(score_methods({"it": method}, validation.scored(TUNED_ON), images)["it"])
-    scores = {
-        f"{kind}, {column}": [row[column] for row in rows[test.varied[chosen] == varied]]
-        for kind, varied in (("paper", False), ("varied", True))
-        for column in COLUMNS
-    }
-    steel = method(luminance(load_source("steel_nist").pixels))
-    found = metrics.detect_boundaries(steel, rows[0]["threshold"])
-    return scores | {"steel, boundary F": [metrics.boundary_score(found, traced_boundaries("steel_nist")).f]}
+    scores, splits = {}, [mdn.load_pairs(directory.parent / "pairs.zarr", split) for split in ("validation", "test")]
+    for kind, varied in (("paper", False), ("varied", True)):
+        tuned, tested = (np.flatnonzero(pairs.varied == varied) for pairs in splits)
+        spread = tuned[np.unique(np.linspace(0, len(tuned) - 1, TUNED_ON).astype(int))]
+        outputs = [
+            [method(pairs.noisy[i]) for i in chosen]
+            for pairs, chosen in zip(splits, (spread, tested[:TESTED_ON]), strict=True)
+        ]
+        threshold = metrics.choose_threshold(outputs[0], splits[0].boundaries[spread])
+        pairs, rows = splits[1], []
+        for i, output in zip(tested, outputs[1], strict=False):
+            found = metrics.detect_boundaries(output, threshold)
+            shape = metrics.boundary_score(found, pairs.boundaries[i])
+            greys = metrics.image_scores(output, pairs.noisy[i], pairs.clean[i])
+            twins = metrics.boundary_recall(found, pairs.twin_boundaries[i])
+            rows.append(greys | {"boundary F": shape.f, "precision": shape.precision, "twin recall": twins})
+        scores |= {f"{kind}, {column}": [float(row[column]) for row in rows] for column in COLUMNS}
+    return scores
 
 
-def table(kept: dict, variants: Iterable[str]) -> dict:
-    """Means over test pairs and seeds, and the differences to the first row with their 95 % intervals."""
+def table(kept: dict, variants: Iterable[str], columns: tuple[str, ...] = GREYS, gaps: dict = GAPS) -> dict:
+    """Means over test pairs and seeds, and the differences to the first row, each with a 95 % interval.
+
+    That is by image or, where it is wider and there are three seeds, over these, which says how trainings differ.
+    """
     rows, first = [], kept.get(next(iter(variants)), {})
-    columns = ["variant", "seeds", "steps", "processor minutes"]
-    for name in variants:
-        runs = kept.get(name, {})
+    shown = [f"{kind}, {column}" for kind in ("paper", "varied") for column in columns]
+    head = ["variant", "seeds", "steps", "processor minutes", *shown]
+    pairs = list(product(("paper", "varied"), gaps))
+    head += [name for kind, what in pairs for name in (f"{kind}, {gaps[what]}", f"{kind}, {gaps[what]}, by seed")]
+    for variant in variants:
+        runs = kept.get(variant, {})
         if not runs:
             continue
-        some = next(iter(runs.values()))["scores"]
-        means = {c: float(np.mean([run["scores"][c] for run in runs.values()])) for c in some}
-        row = [name, len(runs)]
+        row = [variant, len(runs)]
         for c in ("steps", "processor minutes"):
             values = [run[c] for run in runs.values() if run.get(c) is not None]
             row.append(float(np.mean(values)) if values else None)
-        row += list(means.values())
-        columns = ["variant", "seeds", "steps", "processor minutes", *means]
+        row += [float(np.mean([np.nanmean(run["scores"][c]) for run in runs.values()])) for c in shown]
         shared = [seed for seed in runs if seed in first]
-        for kind, (what, gap) in product(("paper", "varied"), GAPS.items()):
+        for kind, what in pairs:
             column = f"{kind}, {what}"
-            gaps = [np.subtract(runs[s]["scores"][column], first[s]["scores"][column]) for s in shared]
-            row.append(list(metrics.mean_interval(np.mean(gaps, axis=0))) if gaps else [None] * 3)
-            row += [", ".join(f"{np.mean(one):+.{digits}f}" for one in gaps) for digits in [3 if "F" in what else 2]]
-            columns += [f"{kind}, {gap}", f"{kind}, {gap}, by seed"]
+            each = [np.subtract(runs[s]["scores"][column], first[s]["scores"][column]) for s in shared]
+            seeds = [float(np.nanmean(one)) for one in each]
+            spreads = [np.mean(each, axis=0), seeds][: 2 if len(seeds) > 2 else 1] if each else []
+            found = max(map(metrics.mean_interval, spreads), key=lambda i: i.high - i.low, default=[None] * 3)
+            row += [list(found), ", ".join(f"{one:+.3f}" for one in seeds)]
         rows.append(row)
-    return {"columns": columns, "rows": rows}
+    return {"columns": head, "rows": rows}
 
 
 def main() -> None:
@@ -236,12 +210,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--late", action="store_true", help="from the fourth sitting's weights on, and nothing else")
-    parser.add_argument("--long", action="store_true", help="DnCNN for as long as the first sitting, and nothing else")
     arguments = parser.parse_args()
     directory = arguments.directory
-    if arguments.long:
-        train_long(directory)
-        return
     held = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     kept, late = held.get("runs", {}), held.get("late", {}).get("runs", {})
 
@@ -250,7 +220,8 @@ def main() -> None:
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout
         machine = f"{platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__} on {jax.default_backend()}"
         told = {"command": "python -m benchmarks.ablation", "commit": commit.strip(), "machine": machine}
-        then = {"command": "python -m benchmarks.ablation --late", **table(late, LATE), "runs": late}
+        then = told | {"command": "python -m benchmarks.ablation --late", "runs": late}
+        then |= table(late, LATE, COLUMNS, LATE_GAPS)
         write(RESULTS, json.dumps({**told, **table(kept, VARIANTS), "runs": kept, "late": then}, indent=1))
         print(name, seed, {c: round(float(np.mean(v)), 3) for c, v in run["scores"].items()}, flush=True)
 
@@ -273,7 +244,7 @@ def main() -> None:
                 save(weights, model)
             run = {"steps": steps, "processor minutes": took / 60, "scores": score(model, directory)}
             keep(kept, name, seed, run)
-    for row in (table(late, LATE) if arguments.late else table(kept, VARIANTS))["rows"]:
+    for row in (table(late, LATE, COLUMNS, LATE_GAPS) if arguments.late else table(kept, VARIANTS))["rows"]:
         print(" | ".join(rivals.cell(v) for v in row))
 
 

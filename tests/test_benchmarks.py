@@ -111,6 +111,9 @@ def test_the_better_method_stands_out_in_the_table(bench, capsys):
     assert "scratches restored" in capsys.readouterr().out
     column = {name: place for place, name in enumerate(table["columns"])}
     rows = {(row[0], row[2]): row for row in table["rows"]}
+    assert rows["paper", "chance"][column["boundary F"]][0] < 0.6 and np.isnan(
+        rows["paper", "chance"][column["SSIM"]][0]
+    )
     assert {row[0] for row in table["rows"]} == {"paper", "varied"} and all(row[1] == 3 for row in table["rows"])
     for recipe in ("paper", "varied"):
         noisy, network, truth = (rows[recipe, name] for name in ("noisy", "network", "truth"))
@@ -139,7 +142,7 @@ def test_other_parts_tell_what_was_done(bench, monkeypatch):
     assert values["input x 0.5 + 0.25, largest deviation"][0] > 0.001  # 0.005 is added whatever the range
     grouped = rivals.magnification(bench)["rows"]
     assert {(row[0], row[1]) for row in grouped} == {(25, 50)} and grouped[0][2] == 3
-    assert len(grouped[0]) == 4 + len(bench.general.scores("noisy"))
+    assert len(grouped[0]) == 4 + len(bench.general.scores("noisy")) and grouped[-1][3] == "chance"
     patched = [value for name, value in values.items() if name.startswith("a black patch")]
     assert len(patched) == 3 and all(value.mean > 0.01 for value in patched)  # it knows them whole alone
     removed = {tuple(row[:3]): row[5].mean for row in found["rows"]}
@@ -150,7 +153,10 @@ def test_other_parts_tell_what_was_done(bench, monkeypatch):
     monkeypatch.setattr(rivals, "traced_boundaries", lambda name: edges)
     found = rivals.steel(bench)
     of, rows = {name: place for place, name in enumerate(found["columns"])}, found["rows"]
-    assert len(rows) == 3 * 4 * 3 and all(len(row) == len(of) for row in rows)
+    assert len(rows) == 3 * (4 * 3 + 1) and all(len(row) == len(of) for row in rows)
+    by_chance = [row[of["boundary F"]].mean for row in rows if row[2] == "chance"]
+    assert len(by_chance) == 3 and by_chance[0] < by_chance[2] < 1  # the denser the lines, the less they say
+    rows = [row for row in rows if row[2] != "chance"]
     for row in rows:
         assert row[-1] is None or row[2] != "noisy" or row[-1] == 0
         assert row[of["grain grey p95"]].mean == 0 or row[2] != "noisy"
@@ -334,23 +340,25 @@ def test_references_that_are_stand_ins_are_counted():
 
 def test_card_tells_what_each_step_is_worth_and_whether_it_is_taken(written):
     def run(better: float) -> dict:
-        columns = [f"{kind}, {name}" for kind in ("paper", "varied") for name in ablation.GAPS]
+        columns = [f"{kind}, {name}" for kind in ("paper", "varied") for name in ablation.COLUMNS]
         return {"steps": 5, "processor minutes": 2.0, "scores": {c: [20.0 + better, 21.0 + better] for c in columns}}
 
-    runs = {"best": {"0": run(0.0), "1": run(0.0)}, "no symmetries": {"0": run(-0.2), "1": run(-0.4), "2": run(9.0)}}
+    gains = {"best": (0.0, 0.0, 0.0), "no symmetries": (-0.2, -0.4, -0.3, 9.0)}
+    runs = {name: {str(seed): run(gain) for seed, gain in enumerate(each)} for name, each in gains.items()}
     table = ablation.table(runs, ablation.VARIANTS)
     row = dict(zip(table["columns"], table["rows"][1], strict=True))
-    assert row["paper, aligned gap (dB)"] == pytest.approx([-0.3] * 3) and row["seeds"] == 3  # of seeds that both have
-    assert row["varied, F gap, by seed"] == "-0.200, -0.400"
-    late = ablation.table(
-        {name: {"0": run(gain)} for name, gain in zip(ablation.LATE, (0.0, 0.1, 0.3), strict=True)}, ablation.LATE
-    )
+    mean, low, high = row["paper, aligned gap (dB)"]
+    assert mean == pytest.approx(-0.3) and row["seeds"] == 4  # of seeds that both have
+    assert 0.4 < high - low < 0.6  # seeds differ, if images do not
+    assert row["varied, aligned gap (dB), by seed"] == "-0.200, -0.400, -0.300"
+    late = {name: {"0": run(gain)} for name, gain in zip(ablation.LATE, (0.0, 0.1, 0.3), strict=True)}
+    late = ablation.table(late, ablation.LATE, ablation.COLUMNS, ablation.LATE_GAPS)
     table["late"] = late | {"command": "python -m benchmarks.ablation --late"}
     text = written(measured()["rivals"], ablation=table)
-    assert "for 5 steps (`python -m benchmarks.ablation --late`)" in text
+    assert "`python -m benchmarks.ablation --late`" in text
     assert "| and boundaries weigh more | 0.300 ± 0.000 |" in text
     taken = shipped_weights.SITTINGS[-1].symmetries
-    assert f"| `symmetries` | `{taken}` | no symmetries | -0.30 ± 0.00 | -0.300 ± 0.000 |" in text
+    assert f"| `symmetries` | `{taken}` | no symmetries | -0.30 ± 0.25 | -0.30 ± 0.25 | 4 |" in text
     assert "python -m benchmarks.ablation`" in written({})
 
 
