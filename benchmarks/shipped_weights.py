@@ -348,8 +348,8 @@ def causes(table: dict) -> list[str]:
         "Why targets are missed, as far as it is known:",
         "",
         "- Boundary F and twins: thin and faint lamellae are smoothed away, since the least squared error of a "
-        "line that may as well be noise is grey; errors that weigh more beside boundaries lessen that, at a cost in "
-        f"precision, and do not end it. Of grain boundaries the network keeps {both(ours, 'grain recall')}, "
+        "line that may as well be noise is grey; errors that weigh more beside boundaries lessen that "
+        f"and do not end it. Of grain boundaries the network keeps {both(ours, 'grain recall')}, "
         f"of twin boundaries {both(ours, 'twin recall')}. On the truth itself the detector finds "
         f"{both(truth, 'twin recall')} of these.",
         "- Grain size: twins count as grains here, on both sides, which E112 leaves out. The clean image itself, "
