@@ -176,6 +176,10 @@ def table(kept: dict, variants: Iterable[str], columns: tuple[str, ...] = GREYS,
 
     That is by image or, where it is wider and there are three seeds, over these, which says how trainings differ.
     """
+
+    def scores(run: dict, column: str) -> np.ndarray:
+        return np.array(run["scores"][column], float)  # what was NaN is null in the file
+
     rows, first = [], kept.get(next(iter(variants)), {})
     shown = [f"{kind}, {column}" for kind in ("paper", "varied") for column in columns]
     head = ["variant", "seeds", "steps", "processor minutes", *shown]
@@ -189,11 +193,11 @@ def table(kept: dict, variants: Iterable[str], columns: tuple[str, ...] = GREYS,
         for c in ("steps", "processor minutes"):
             values = [run[c] for run in runs.values() if run.get(c) is not None]
             row.append(float(np.mean(values)) if values else None)
-        row += [float(np.mean([np.nanmean(run["scores"][c]) for run in runs.values()])) for c in shown]
+        row += [float(np.mean([np.nanmean(scores(run, c)) for run in runs.values()])) for c in shown]
         shared = [seed for seed in runs if seed in first]
         for kind, what in pairs:
             column = f"{kind}, {what}"
-            each = [np.subtract(runs[s]["scores"][column], first[s]["scores"][column]) for s in shared]
+            each = [scores(runs[s], column) - scores(first[s], column) for s in shared]
             seeds = [float(np.nanmean(one)) for one in each]
             spreads = [np.mean(each, axis=0), seeds][: 2 if len(seeds) > 2 else 1] if each else []
             found = max(map(metrics.mean_interval, spreads), key=lambda i: i.high - i.low, default=[None] * 3)
@@ -222,8 +226,9 @@ def main() -> None:
         told = {"command": "python -m benchmarks.ablation", "commit": commit.strip(), "machine": machine}
         then = told | {"command": "python -m benchmarks.ablation --late", "runs": late}
         then |= table(late, LATE, COLUMNS, LATE_GAPS)
-        write(RESULTS, json.dumps({**told, **table(kept, VARIANTS), "runs": kept, "late": then}, indent=1))
-        print(name, seed, {c: round(float(np.mean(v)), 3) for c, v in run["scores"].items()}, flush=True)
+        found = {**told, **table(kept, VARIANTS), "runs": kept, "late": then}
+        write(RESULTS, json.dumps(rivals.plain(found), indent=1))
+        print(name, seed, {c: round(float(np.nanmean(v)), 3) for c, v in run["scores"].items()}, flush=True)
 
     if arguments.late:
         for name in LATE:
