@@ -420,7 +420,7 @@ def steps_kept(ablation: dict, settled: str = "") -> list[str]:
             cells = [rows[variant][of.index(gap)] for gap in (*gaps, "seeds")]
             lines.append([f"`{step}`", f"`{value}`", variant, *cells])
     late = ablation.get("late", ABSENT)
-    places = [0, *(i for i, name in enumerate(late["columns"]) if name.endswith(("gap", "gap (dB)")))]
+    places = [i for i, name in enumerate(late["columns"]) if i == 0 or name.endswith(("gap", "gap (dB)"))]
     later = markdown([late["columns"][i] for i in places], [[row[i] for i in places] for row in late["rows"]], 3)
     return [
         "Steps of the recipe one by one, as the ablation found them early in a training of half the width (weight of",
@@ -526,7 +526,7 @@ def card(
                 f"; every {SETTLED_ON}th settled whether that, the last, or an average of the last and those that the "
                 f"sitting started from is shipped, by boundary F among those within {WITHIN} dB of the highest PSNR: "
                 + ", ".join(
-                    f"{name} " + " and ".join(f"{value:.3f} ({what})" for what, value in score.items())
+                    f"{name} (" + ", ".join(f"{what} {value:.3f}" for what, value in score.items()) + ")"
                     for name, score in settled["validation"].items()
                 )
                 if "validation" in settled

@@ -360,6 +360,7 @@ def test_card_tells_what_each_step_is_worth_and_whether_it_is_taken(written):
     taken = shipped_weights.SITTINGS[-1].symmetries
     assert f"| `symmetries` | `{taken}` | no symmetries | -0.30 ± 0.25 | -0.30 ± 0.25 | 4 |" in text
     assert "python -m benchmarks.ablation`" in written({})
+    assert "--late" not in written({}, ablation={name: table[name] for name in ("columns", "rows")})
 
 
 def test_boundaries_settle_what_is_shipped_among_the_near(monkeypatch):
