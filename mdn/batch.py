@@ -34,13 +34,14 @@ from mdn.micrographs import (
     SUFFIXES,
     Micrograph,
     check_calibration,
-    grey_range,
     luminance,
     micrographs_in,
     read_micrograph,
+    shown_range,
     some,
     write_micrograph,
 )
+from mdn.network import stretch_limits
 from mdn.processes import own, together
 from mdn.uncertainty import familiarity, uncertainty_map
 
@@ -115,10 +116,11 @@ def denoise_file(
     write_micrograph(target, clean, like=like)
     written = read_micrograph(target)
 
-    black, white = grey_range(pixels)  # of both, or floats of another range than [0, 1] would not compare
-    unit = (np.clip((p.astype(np.float64) - black) / ((white - black) or 1.0), 0, 1) for p in (pixels, clean))
-    before, after = map(luminance, unit)
-    spread = np.where(bar, np.nan, uncertainty_map(denoiser, seen, key=key, passes=passes))
+    levels = shown_range(pixels)  # of both
+    before, after = (luminance(p, levels) for p in (pixels, clean))
+    low, high = stretch_limits(luminance(seen, levels))  # 0 and 1 of the network's output
+    spread = (high - low) * uncertainty_map(denoiser, seen, key=key, passes=passes)
+    spread[bar] = np.nan
     field = free_field(bar)
     sizes, edges = {}, {}
     for state, grey in (("before", before), ("after", after)):

@@ -737,7 +737,7 @@ def plot_uncertainty(image, denoised, uncertainty: np.ndarray) -> Figure:
     _draw(axes[1], _unit(denoised, "denoised"), "denoised")
     limit = max(float(np.percentile(uncertainty, 99.5)), 1e-6)
     drawn = _draw(axes[2], uncertainty, "uncertainty", cmap="viridis", vmax=limit)
-    fig.colorbar(drawn, ax=axes[2], label="std (white − black = 1)", fraction=0.05, pad=0.02)
+    fig.colorbar(drawn, ax=axes[2], label="std (the network's range = 1)", fraction=0.05, pad=0.02)
     return fig
 
 

@@ -119,13 +119,20 @@ def grey_range(pixels: np.ndarray) -> tuple[float, float]:
     return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
 
 
-def to_float(pixels: np.ndarray) -> np.ndarray:
-    """float32 in [0, 1]: (p - black) / (white - black), black and white as in `grey_range`."""
+def shown_range(pixels: np.ndarray) -> tuple[float, float]:
+    """Black and white of a picture of them: as in `grey_range`, but for 12 bits in 16, say, the largest of 12 bits."""
+    if (pixels.dtype.kind, pixels.dtype.itemsize) != ("u", 2):
+        return grey_range(pixels)
+    return 0.0, 2.0 ** max(int(pixels.max()).bit_length(), 1) - 1
+
+
+def to_float(pixels: np.ndarray, levels: tuple[float, float] | None = None) -> np.ndarray:
+    """float32 in [0, 1]: (p - black) / (white - black), clipped; both by default as in `grey_range`."""
     pixels = check_image(pixels, "pixels")
-    black, white = grey_range(pixels)
+    black, white = levels or grey_range(pixels)
     unit = 0.25 if white / 4 - black / 4 > 1e307 else 1.0  # white - black would be infinite
     scaled = (pixels.astype(np.float64) * unit - black * unit) / ((white * unit - black * unit) or 1.0)
-    return scaled.astype(np.float32)
+    return np.clip(scaled, 0, 1).astype(np.float32)
 
 
 def from_float(image: np.ndarray, dtype, grey_range: tuple[float, float] = (0.0, 1.0)) -> np.ndarray:
@@ -139,9 +146,12 @@ def from_float(image: np.ndarray, dtype, grey_range: tuple[float, float] = (0.0,
     return (black * (1 - image) + white * image).astype(dtype)  # white - black may be infinite
 
 
-def luminance(pixels: np.ndarray) -> np.ndarray:
-    """Luminance float32 [H, W] in [0, 1]: Y = 0.299 R + 0.587 G + 0.114 B (Rec. 601); grey as it is."""
-    image = to_float(pixels)
+def luminance(pixels: np.ndarray, levels: tuple[float, float] | None = None) -> np.ndarray:
+    """Luminance float32 [H, W] in [0, 1]: Y = 0.299 R + 0.587 G + 0.114 B (Rec. 601); grey as it is.
+
+    levels: as of `to_float`.
+    """
+    image = to_float(pixels, levels)
     return image if image.ndim == 2 else image @ REC_601
 
 

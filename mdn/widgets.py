@@ -35,10 +35,13 @@ from mdn.metrics import boundary_score, detect_boundaries
 from mdn.micrographs import (
     Micrograph,
     at_hand,
+    grey_range,
     load_source,
     luminance,
     read_micrograph,
+    shown_range,
     sources,
+    to_float,
     traced_boundaries,
     write_micrograph,
 )
@@ -389,8 +392,9 @@ class _Choice:
         return self._um_per_px.get(name, ASSUMED)
 
     def grey(self, name: str, shape: tuple[int, int], *, fill: bool = False) -> np.ndarray:
-        """Luminance in [0, 1] of the middle."""
-        return _middle(luminance(self[name].micrograph.pixels), shape, fill=fill)
+        """Luminance in [0, 1] of the middle, of 12 bits in 16, too: the network stretches it anyway."""
+        pixels = self[name].micrograph.pixels
+        return _middle(luminance(pixels, shown_range(pixels)), shape, fill=fill)
 
     def serve(self, demo: Demo) -> Demo:
         """Take uploads for a demo, and say in it when one is no image."""
@@ -527,13 +531,19 @@ def explore_denoising(
         clean[bar] = pixels[bar]
         return pixels, clean
 
+    def shown(name, match):
+        """Both in [0, 1] between the black and white of the first; unmatched greys fill all of the dtype's."""
+        pixels, clean = pair(name, match)
+        levels = shown_range(pixels)
+        return to_float(pixels, levels), to_float(clean, levels if match else grey_range(pixels))
+
     def bar_shown(name):
         return _middle(burnt_in(name), (LARGEST, LARGEST))
 
     @functools.lru_cache(maxsize=8)
     def measured(name, match):
         """Boundaries and grains beside what is burnt in: of the denoised micrograph or, with None, of the given one."""
-        image, field = luminance(pair(name, bool(match))[match is not None]), free_field(bar_shown(name))
+        image, field = luminance(shown(name, bool(match))[match is not None]), free_field(bar_shown(name))
         progress(0.7 if match is None else 0.85, "looking for boundaries and grains")
         found = np.zeros(image.shape, bool)
         found[field] = detect_boundaries(image[field])
@@ -543,10 +553,10 @@ def explore_denoising(
         return None if bar_shown(name).any() else um_per_px or None  # it has a bar already
 
     def swipe(micrograph, match, position, um_per_px):
-        return figures.plot_swipe(*pair(micrograph, match), position, um_per_px=scale(micrograph, um_per_px))
+        return figures.plot_swipe(*shown(micrograph, match), position, um_per_px=scale(micrograph, um_per_px))
 
     def removed(micrograph, match, um_per_px):
-        return figures.plot_removed(*pair(micrograph, match), um_per_px=um_per_px or None)
+        return figures.plot_removed(*shown(micrograph, match), um_per_px=um_per_px or None)
 
     def boundaries(title, name, match, um_per_px):
         image, found, _ = measured(name, match)

@@ -350,6 +350,17 @@ def test_floats_beyond_one_come_back_on_their_own_range():
     assert np.array_equal(micrographs.to_float(np.full((4, 4), 7.0)), np.zeros((4, 4)))
 
 
+@pytest.mark.parametrize(
+    ("pixels", "white"),
+    [(np.uint16([[3000, 7]]), 4095), (np.uint16([[4096]]), 8191), (np.uint16([[0]]), 1), (np.uint16([[65535]]), 65535),
+     (np.array([[3000]], ">u2"), 4095), (np.uint8([[9]]), 255), (np.float32([[0.5]]), 1), (np.array([[True]]), 1)],
+)  # fmt: skip
+def test_a_picture_is_as_bright_as_the_bits_in_use(pixels, white):
+    assert micrographs.shown_range(pixels) == (0, white)
+    assert micrographs.to_float(pixels, (0.0, float(white))).max() == np.float32(pixels.max() / white)
+    assert micrographs.luminance(pixels, (0.0, white / 1e3)).max() <= 1  # and no brighter than white
+
+
 def test_luminance_moves_and_chroma_stays():
     rgb = 0.3 + 0.4 * RNG.random((6, 6, 3)).astype(np.float32)
     y = micrographs.luminance(rgb)

@@ -343,6 +343,40 @@ def test_saving_keeps_dtype_colour_and_calibration(denoising, tmp_path, denoiser
     assert (read_micrograph(tmp_path / "mine_denoised.tif").pixels == saved.pixels).all()
 
 
+def drawings(monkeypatch, *names):
+    """What the figure functions of these names are given from now on, by name, the last first."""
+    given = {name: [] for name in names}
+    for name in names:
+        plot = getattr(figures, name)
+        remembered = lambda *a, plot=plot, name=name, **k: given[name].insert(0, a) or plot(*a, **k)  # noqa: E731
+        monkeypatch.setattr(figures, name, remembered)
+    return given
+
+
+@pytest.mark.parametrize("match", [True, False])
+@pytest.mark.parametrize("scale", ["12 bits in 16", "0 to 1000", "-1 to 1"])
+def test_the_pictures_of_an_upload_go_from_its_black_to_its_white(denoising, tmp_path, monkeypatch, scale, match):
+    grey = np.random.default_rng(0).normal(0.5, 0.12, (48, 64)).clip(0.05, 0.95)
+    pixels = {"12 bits in 16": np.rint(4095 * grey).astype(np.uint16), "0 to 1000": (1000 * grey).astype(np.float32)}
+    pixels = pixels.get(scale, (2 * grey - 1).astype(np.float32))
+    write_micrograph(tmp_path / "mine.tif", pixels)
+    denoising.controls["match"].value = match
+    given = drawings(monkeypatch, "plot_swipe", "plot_removed", "plot_boundaries")
+    upload(denoising, "mine.tif", (tmp_path / "mine.tif").read_bytes())
+    (after, *_), (before, *_) = given["plot_boundaries"][:2]
+    for image in (*given["plot_swipe"][0][:2], *given["plot_removed"][0], before, after):
+        assert 0.2 < image.mean() < 0.8 and ((image > 0) & (image < 1)).mean() > 0.9
+    assert np.ptp(given["plot_swipe"][0][0]) > 0.7  # of the swipe on the screen, too:
+    shown = np.asarray(Image.open(io.BytesIO(bytes(denoising.pictures[0].value))).convert("L"), float)
+    assert shown[100:-100, 100:-100].std() > 10
+
+
+def test_a_reference_of_12_bits_in_16_is_no_black_one(monkeypatch):
+    given = drawings(monkeypatch, "plot_pair")
+    widgets.explore_blend(np.random.default_rng(0).integers(1000, 3000, (64, 64), np.uint16))
+    assert 0.4 < given["plot_pair"][0][0].reference.mean() < 0.6
+
+
 def test_all_of_a_large_micrograph_is_saved(denoiser, tmp_path, monkeypatch):
     monkeypatch.setattr(widgets, "LARGEST", 32)
     demo = widgets.explore_denoising(denoiser, RGB[..., 0], save_to=tmp_path / "new")
