@@ -362,6 +362,7 @@ class _Choice:
     ):
         self._samples: dict[str, Callable[[], Sample]] = {}
         self._um_per_px: dict[str, float | None] = {}  # of those that are not made up
+        self._burnt_in: dict[str, bool] = {}  # of those that were asked for
         if given is not None:
             image = given if isinstance(given, Micrograph) else Micrograph(pixels=np.asarray(given))
             self._samples["given"], self._um_per_px["given"] = lambda: Sample(image), image.um_per_px
@@ -391,6 +392,12 @@ class _Choice:
         """Its calibration, known without drawing it."""
         return self._um_per_px.get(name, ASSUMED)
 
+    def scale(self, name: str, shape: tuple[int, int]) -> float | None:
+        """Calibration for the scale bar of its middle, None where one is burnt in."""
+        if name not in self._burnt_in:
+            self._burnt_in[name] = _middle(scale_bar_mask(self[name].micrograph.pixels), shape).any()
+        return None if self._burnt_in[name] else self.um_per_px(name)
+
     def grey(self, name: str, shape: tuple[int, int], *, fill: bool = False) -> np.ndarray:
         """Luminance in [0, 1] of the middle, of 12 bits in 16, too: the network stretches it anyway."""
         pixels = self[name].micrograph.pixels
@@ -402,11 +409,12 @@ class _Choice:
         def take(change) -> None:
             if not change["new"]:
                 return
-            name = Path(change["new"][0]["name"]).name
+            file, self.upload.value = change["new"][0], ()  # or the same file again would be no change
+            name = Path(file["name"]).name
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / name
                 try:
-                    path.write_bytes(change["new"][0]["content"])
+                    path.write_bytes(file["content"])
                     image = read_micrograph(path)
                     height, width = image.pixels.shape[:2]
                     if height * width > MOST:
@@ -481,7 +489,7 @@ def explore_blend(reference: Micrograph | np.ndarray | None = None) -> Demo:
     def panels(micrograph, magnitude, **strengths):
         config = PairConfig(magnitude=magnitude, defects=DefectStrengths(**strengths))
         pair = make_pair(structure(), choice.grey(micrograph, shape, fill=True), config=config, key=jax.random.key(1))
-        return figures.plot_pair(pair, um_per_px=choice.um_per_px(micrograph))
+        return figures.plot_pair(pair, um_per_px=choice.scale(micrograph, shape))
 
     usual = DefectStrengths()
     sliders = {kind: _slider(kind.replace("_", " "), float(getattr(usual, kind))) for kind in KINDS}
@@ -638,26 +646,21 @@ def explore_attention(denoiser: Denoiser | None = None, micrograph: Micrograph |
     denoiser, micrograph: as of `explore_denoising`; shown is the middle of 384 px.
     """
     denoiser, progress = denoiser or load_denoiser(), Progress()
-    choice, config = _Choice((256, 256), micrograph), denoiser.network.config
+    choice, config, shape = _Choice((256, 256), micrograph), denoiser.network.config, (384, 384)
 
     @functools.lru_cache(maxsize=4)
     def maps(micrograph):
         progress(0.3, "passing through the network")
-        found = attention_maps(denoiser, choice.grey(micrograph, (384, 384)))
+        found = attention_maps(denoiser, choice.grey(micrograph, shape))
         progress(0.7, "drawing")
         return found
 
-    @functools.lru_cache(maxsize=4)
-    def scale(name):
-        burnt_in = _middle(scale_bar_mask(choice[name].micrograph.pixels), (384, 384))
-        return None if burnt_in.any() else choice.um_per_px(name)
-
     def block_by_block(micrograph, block, channel):
-        look = {"block": block - 1, "channel": channel - 1, "um_per_px": scale(micrograph)}
+        look = {"block": block - 1, "channel": channel - 1, "um_per_px": choice.scale(micrograph, shape)}
         return figures.plot_block(maps(micrograph), **look)
 
     def overall(micrograph):
-        return figures.plot_attention(maps(micrograph), um_per_px=scale(micrograph))
+        return figures.plot_attention(maps(micrograph), um_per_px=choice.scale(micrograph, shape))
 
     controls = {
         "micrograph": choice.pick, "upload": choice.upload, "limits": choice.limits,

@@ -232,6 +232,16 @@ def test_the_first_pictures_come_after_the_call_and_can_be_stopped(denoiser, mon
     assert {picture.layout.display for picture in demo.pictures} == {None}
 
 
+def test_the_blend_has_no_second_scale_bar(monkeypatch):
+    given, plot = [], figures.plot_pair
+    monkeypatch.setattr(figures, "plot_pair", lambda *a, **k: given.append(k["um_per_px"]) or plot(*a, **k))
+    image = 60 + RGB[..., 0].repeat(3, 0).repeat(4, 1) // 2
+    for _ in range(2):
+        widgets.explore_blend(Micrograph(pixels=image.copy(), um_per_px=0.5))
+        image[90:95, 40:140] = 255
+    assert given == [0.5, None]
+
+
 def test_blend(monkeypatch):
     monkeypatch.delenv("MDN_MICROGRAPHS", raising=False)
     demo = widgets.explore_blend(np.linspace(0, 1, 100 * 80, dtype=np.float32).reshape(100, 80))
@@ -497,6 +507,17 @@ def test_two_uploads_of_one_name(denoising):
     first = bytes(denoising.pictures[0].value)
     upload(denoising, "mine.png", png(255 - RGB))
     assert denoising.pictures[0].value != first
+    assert {"mine.png", "mine.png again"} < set(denoising.controls["micrograph"].options)
+
+
+def test_the_same_file_again_is_taken_again(denoising):
+    for name, content in (("notes.txt", b"no image"), ("mine.png", png(RGB))):
+        upload(denoising, name, content)
+        assert denoising.controls["upload"].value == ()  # so that the next one is a change
+        told = denoising.message.value
+        denoising.say("")
+        upload(denoising, name, content)
+        assert denoising.message.value == told
     assert {"mine.png", "mine.png again"} < set(denoising.controls["micrograph"].options)
 
 
