@@ -36,10 +36,12 @@ from mdn.micrographs import (
     Micrograph,
     at_hand,
     grey_range,
+    in_tiff,
     load_source,
     luminance,
     read_micrograph,
     shown_range,
+    some,
     sources,
     to_float,
     traced_boundaries,
@@ -615,9 +617,12 @@ def explore_denoising(
             number += 1
             path = Path(save_to) / f"{stem}_{number}.tif"
         calibration = controls["um_per_px"].value or None
+        metadata = in_tiff(choice[name].micrograph.metadata)
+        left = metadata.pop("tiff_tags_left", [])
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_micrograph(path, clean, like=replace(choice[name].micrograph, um_per_px=calibration))
-        return f"Saved {path.resolve()}" + ("" if calibration else ", without a calibration: none is known")
+        write_micrograph(path, clean, like=Micrograph(pixels=clean, um_per_px=calibration, metadata=metadata))
+        told = "" if calibration else ", without a calibration: none is known"
+        return f"Saved {path.resolve()}{told}" + (f". Tags that are not in it: {some(left)}" if left else "")
 
     controls = {
         "micrograph": choice.pick, "upload": choice.upload, "limits": choice.limits,

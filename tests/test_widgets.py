@@ -353,6 +353,16 @@ def test_saving_keeps_dtype_colour_and_calibration(denoising, tmp_path, denoiser
     assert (read_micrograph(tmp_path / "mine_denoised.tif").pixels == saved.pixels).all()
 
 
+def test_saving_says_what_of_a_jpeg_is_not_in_the_result(denoising, tmp_path):
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[315], exif[52000] = "A. Metallographer", "a number"
+    Image.fromarray(RGB).save(buffer, "JPEG", exif=exif)
+    upload(denoising, "mine.jpg", buffer.getvalue())
+    denoising.controls["save"].click()
+    assert "Tags that are not in it: 52000<" in denoising.message.value
+    assert read_micrograph(tmp_path / "mine_denoised.tif").metadata["tiff_tags"][315] == (2, b"A. Metallographer\0")
+
+
 def drawings(monkeypatch, *names):
     """What the figure functions of these names are given from now on, by name, the last first."""
     given = {name: [] for name in names}
