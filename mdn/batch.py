@@ -9,7 +9,6 @@ Everything is written beside its place and renamed. Memory holds one micrograph,
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import io
@@ -22,7 +21,6 @@ import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Array
-from PIL import Image
 
 from mdn.burnt_in import covered, free_field, in_words, scale_bar_mask
 from mdn.figures import plot_quality
@@ -32,15 +30,16 @@ from mdn.inference import Denoiser
 from mdn.metrics import label_boundaries
 from mdn.micrographs import (
     SUFFIXES,
-    Micrograph,
     check_calibration,
-    grey_range,
+    in_tiff,
     luminance,
     micrographs_in,
     read_micrograph,
+    shown_range,
     some,
     write_micrograph,
 )
+from mdn.network import stretch_limits
 from mdn.processes import own, together
 from mdn.uncertainty import familiarity, uncertainty_map
 
@@ -67,20 +66,6 @@ def _measure(grey: np.ndarray, um_per_px: float | None) -> tuple[dict, np.ndarra
     if um_per_px:
         numbers |= {"astm_g": size.astm_g, "g_low": low, "g_high": high}
     return numbers, label_boundaries(labels)
-
-
-def _metadata(micrograph: Micrograph) -> dict:
-    """What the file says of itself, in the words that a TIFF has for it."""
-    known = dict(micrograph.metadata)
-    if known.get("format") == "TIFF":
-        return known
-    exif = Image.Exif()
-    with contextlib.suppress(Exception):  # a camera's broken tags are no reason to leave its picture out
-        exif.load(known.get("exif", b""))
-    notes = [f"{k}: {v}" for k, v in known.items() if isinstance(v, str) and k not in ("format", "mode") and v]
-    notes = [str(exif[tag]) for tag in (270, 271, 272) if exif.get(tag)] + notes  # description, maker, model
-    known |= {"description": "\n".join(notes)}
-    return known | {name: str(exif[tag]) for name, tag in (("Software", 305), ("DateTime", 306)) if exif.get(tag)}
 
 
 def denoise_file(
@@ -110,15 +95,16 @@ def denoise_file(
     seen = covered(pixels, bar)
     clean = denoiser(seen)
     clean[bar] = pixels[bar]
-    like = dataclasses.replace(micrograph, um_per_px=scale, metadata=_metadata(micrograph))
+    like = dataclasses.replace(micrograph, um_per_px=scale, metadata=in_tiff(micrograph.metadata))
     left = like.metadata.pop("tiff_tags_left", [])
     write_micrograph(target, clean, like=like)
     written = read_micrograph(target)
 
-    black, white = grey_range(pixels)  # of both, or floats of another range than [0, 1] would not compare
-    unit = (np.clip((p.astype(np.float64) - black) / ((white - black) or 1.0), 0, 1) for p in (pixels, clean))
-    before, after = map(luminance, unit)
-    spread = np.where(bar, np.nan, uncertainty_map(denoiser, seen, key=key, passes=passes))
+    levels = shown_range(pixels)  # of both
+    before, after = (luminance(p, levels) for p in (pixels, clean))
+    low, high = stretch_limits(luminance(seen, levels))  # 0 and 1 of the network's output
+    spread = (high - low) * uncertainty_map(denoiser, seen, key=key, passes=passes)
+    spread[bar] = np.nan
     field = free_field(bar)
     sizes, edges = {}, {}
     for state, grey in (("before", before), ("after", after)):

@@ -128,14 +128,15 @@ def plot_micrograph(
 
 @_styled
 def plot_structures(structures: Sequence) -> Figure:
-    """Grown structures (`Grains`) in a row: sum of eta squared, 1 in a grain and 0.64 on a boundary (Fig. 1a)."""
+    """Grown structures (`Grains`) in a row: sum of eta squared, 1 in a grain and less on a boundary (Fig. 1a)."""
     fig, axes = _grid(len(structures), 5, structures[0].order.shape)
     for ax, grains in zip(axes, structures, strict=True):
         sharp = np.ptp(grains.order) < 0.01  # the start is 1 everywhere: its boundaries have no width yet
         order = np.where(_edges(grains.labels), 0.64, 1) if sharp else grains.order
         _draw(ax, order, f"time {grains.time:g}, {grains.n_grains} grains")
     if len(structures) == 1:
-        ax.set_xlabel("{1} × {0} cells; dark: boundaries, Ση² down to 0.64".format(*order.shape))
+        dark = "without a width yet" if sharp else f"Ση² down to {order.min():.2f}"
+        ax.set_xlabel("{1} × {0} cells; dark: boundaries, {2}".format(*order.shape, dark))
     return fig
 
 
@@ -737,7 +738,7 @@ def plot_uncertainty(image, denoised, uncertainty: np.ndarray) -> Figure:
     _draw(axes[1], _unit(denoised, "denoised"), "denoised")
     limit = max(float(np.percentile(uncertainty, 99.5)), 1e-6)
     drawn = _draw(axes[2], uncertainty, "uncertainty", cmap="viridis", vmax=limit)
-    fig.colorbar(drawn, ax=axes[2], label="std (white − black = 1)", fraction=0.05, pad=0.02)
+    fig.colorbar(drawn, ax=axes[2], label="std (the network's range = 1)", fraction=0.05, pad=0.02)
     return fig
 
 

@@ -60,6 +60,8 @@ MOST_SCANS = 32  # of a JPEG: each goes over the whole image; progressive ones h
 MAX_BYTES = 400_000_000  # decoded; reading takes some five times that at its worst (Pillow, in colour)
 KEPT_TAGS = ("Software", "DateTime", "XResolution", "YResolution", "ResolutionUnit")
 CARRIED_TAGS = (269, 271, 272, 315, 316, 700)  # document, maker, model, artist, computer, XMP; and the private ones
+EXIF_TAGS = (269, 271, 272, 315, 316, 33432)  # document, maker, model, artist, computer, copyright, of a JPEG or PNG
+LAYOUT_TAGS = (*range(254, 267), *range(273, 285), 296, *range(529, 533))  # how pixels lie: each file's own matter
 STORAGE_TAGS = (32995, 32996, 32997, 32998, 50838)  # private ones that say how another one or the pixels lie
 MOST_TAG_BYTES = 1 << 20  # of all that are carried
 REC_601 = np.array([0.299, 0.587, 0.114], np.float32)
@@ -119,13 +121,20 @@ def grey_range(pixels: np.ndarray) -> tuple[float, float]:
     return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
 
 
-def to_float(pixels: np.ndarray) -> np.ndarray:
-    """float32 in [0, 1]: (p - black) / (white - black), black and white as in `grey_range`."""
+def shown_range(pixels: np.ndarray) -> tuple[float, float]:
+    """Black and white of a picture of them: as in `grey_range`, but for 12 bits in 16, say, the largest of 12 bits."""
+    if (pixels.dtype.kind, pixels.dtype.itemsize) != ("u", 2):
+        return grey_range(pixels)
+    return 0.0, 2.0 ** max(int(pixels.max()).bit_length(), 1) - 1
+
+
+def to_float(pixels: np.ndarray, levels: tuple[float, float] | None = None) -> np.ndarray:
+    """float32 in [0, 1]: (p - black) / (white - black), clipped; both by default as in `grey_range`."""
     pixels = check_image(pixels, "pixels")
-    black, white = grey_range(pixels)
+    black, white = levels or grey_range(pixels)
     unit = 0.25 if white / 4 - black / 4 > 1e307 else 1.0  # white - black would be infinite
     scaled = (pixels.astype(np.float64) * unit - black * unit) / ((white * unit - black * unit) or 1.0)
-    return scaled.astype(np.float32)
+    return np.clip(scaled, 0, 1).astype(np.float32)
 
 
 def from_float(image: np.ndarray, dtype, grey_range: tuple[float, float] = (0.0, 1.0)) -> np.ndarray:
@@ -139,9 +148,12 @@ def from_float(image: np.ndarray, dtype, grey_range: tuple[float, float] = (0.0,
     return (black * (1 - image) + white * image).astype(dtype)  # white - black may be infinite
 
 
-def luminance(pixels: np.ndarray) -> np.ndarray:
-    """Luminance float32 [H, W] in [0, 1]: Y = 0.299 R + 0.587 G + 0.114 B (Rec. 601); grey as it is."""
-    image = to_float(pixels)
+def luminance(pixels: np.ndarray, levels: tuple[float, float] | None = None) -> np.ndarray:
+    """Luminance float32 [H, W] in [0, 1]: Y = 0.299 R + 0.587 G + 0.114 B (Rec. 601); grey as it is.
+
+    levels: as of `to_float`.
+    """
+    image = to_float(pixels, levels)
     return image if image.ndim == 2 else image @ REC_601
 
 
@@ -384,10 +396,10 @@ def write_micrograph(path: str | os.PathLike, pixels: np.ndarray, like: Microgra
     """Write pixels in the format that the suffix names, with the calibration and the description of `like`.
 
     Written beside its place and renamed, so that no half-written file stands there or is left beside it. TIFF
-    keeps calibration, description, software, date and what else `like` carries of another TIFF, and warns of what it
-    does not; PNG keeps calibration and texts; JPEG (quality 95) no calibration. bool becomes 0 and 255. ValueError
-    for another suffix, a dtype that the format has no place for, or a calibration that is none; OSError naming the
-    file where the disk is full or takes no files.
+    keeps calibration, description, software, date and what else `like` carries of another TIFF, or of a JPEG's or PNG's
+    maker, model, artist, copyright and texts, and warns of what it does not; PNG keeps calibration and texts; JPEG
+    (quality 95) no calibration. bool becomes 0 and 255. ValueError for another suffix, a dtype that the format has no
+    place for, or a calibration that is none; OSError naming the file where the disk is full or takes no files.
     """
     path, pixels = Path(path), check_image(pixels, "pixels")
     pixels = from_float(pixels, np.uint8) if pixels.dtype == np.bool_ else pixels
@@ -410,7 +422,26 @@ def write_micrograph(path: str | os.PathLike, pixels: np.ndarray, like: Microgra
 
 
 def _write_tiff(path: Path, pixels: np.ndarray, like: Micrograph) -> None:
+    like = dataclasses.replace(like, metadata=in_tiff(like.metadata))
     tifffile.imwrite(path, pixels, **tiff_tags(pixels.shape, like))
+
+
+def in_tiff(metadata: dict) -> dict:
+    """What a JPEG or PNG says of itself in the words that a TIFF has for it, as of `Micrograph`; a TIFF's as it is."""
+    if metadata.get("format", "TIFF") == "TIFF":
+        return dict(metadata)
+    exif = Image.Exif()
+    with suppress(Exception):  # a camera's broken tags are no reason to leave its picture out
+        exif.load(metadata.get("exif", b""))
+    texts = {k: v for k, v in metadata.items() if isinstance(v, str) and v and k not in ("format", "mode")}
+    notes = [str(exif[270])] if exif.get(270) else []
+    known = {"format": "TIFF", "description": "\n".join(notes + [f"{k}: {v}" for k, v in texts.items()])}
+    known |= {name: str(exif[tag]) for name, tag in (("Software", 305), ("DateTime", 306)) if exif.get(tag)}
+    carried = {tag: (2, f"{exif[tag]}\0".encode()) for tag in EXIF_TAGS if exif.get(tag)}
+    others = [tag for tag in sorted(exif) if tag not in (270, 305, 306, *EXIF_TAGS, *LAYOUT_TAGS)]
+    left = [tifffile.TIFF.TAGS.get(tag, str(tag)) for tag in others]
+    left += [k for k, v in metadata.items() if isinstance(v, bytes) and k != "exif"]
+    return known | {"tiff_tags": carried, "tiff_tags_left": left}
 
 
 def tiff_tags(shape: tuple[int, ...], like: Micrograph) -> dict:

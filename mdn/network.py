@@ -110,7 +110,13 @@ conv3x3.defvjp(_conv_forward, _conv_backward)
 
 
 class Conv(nnx.Module):
-    """Conv_3x3 with He-normal kernel [3, 3, inputs, outputs] and, only where no batch norm follows, a bias."""
+    """Conv_3x3 with He-normal kernel [3, 3, inputs, outputs] and, only where no batch norm follows, a bias.
+
+    Args:
+        inputs, outputs: channels.
+        bias: whether it has one.
+        rngs: random streams, of which `params` draws the kernel.
+    """
 
     def __init__(self, inputs: int, outputs: int, *, bias: bool = False, rngs: nnx.Rngs):
         self.kernel = nnx.Param(nnx.initializers.he_normal()(rngs.params(), (3, 3, inputs, outputs)))
@@ -126,6 +132,10 @@ class ConvUnit(nnx.Module):
 
     Here and in what is made of it, `inside` is 1 on the image and 0 around it: an image laid on a larger grid is
     then padded with zeros before every convolution, as it is on its own.
+
+    Args:
+        inputs, outputs: channels.
+        rngs: random streams, of which `params` draws the kernel.
     """
 
     def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
@@ -152,6 +162,11 @@ class FeatureExtraction(nnx.Module):
 
     x_0 = sigma(BN(Conv_3x3(I_noisy)))                                                         (2)
     x_1 = sigma(BN(Conv_3x3(x_0)))                                                             (3)
+
+    Args:
+        width: channels of the features.
+        inputs: channels of the image: the pixels of a cell.
+        rngs: random streams, of which `params` draws the kernels.
     """
 
     def __init__(self, width: int, inputs: int = 1, *, rngs: nnx.Rngs):
@@ -169,6 +184,12 @@ class ChannelAttention(nnx.Module):
         x_att = x_res * y                                                                          (6)
 
     The paper prints sigma (LeakyReLU) for both dense layers; squeeze-excitation's sigmoid is the default gate.
+
+    Args:
+        width: channels of the features.
+        reduction: the hidden layer has width / reduction units.
+        gate: "sigmoid" or "leaky_relu".
+        rngs: random streams, of which `params` draws the kernels.
     """
 
     def __init__(self, width: int, reduction: int, gate: str, *, rngs: nnx.Rngs):
@@ -193,6 +214,10 @@ class AttentionResidualBlock(nnx.Module):
 
     x_res = x + sigma(BN(Conv_3x3(sigma(BN(Conv_3x3(x))))))                                    (4)
     x_{n+1} = Dropout(x_att)                                                                   (7)
+
+    Args:
+        config: `width`, `reduction`, `gate`, `attention` and `dropout` of it count.
+        rngs: random streams, of which `params` draws the kernels and `dropout` the masks.
     """
 
     def __init__(self, config: NetworkConfig, *, rngs: nnx.Rngs):
@@ -218,6 +243,11 @@ class Reconstruction(nnx.Module):
     x_rec1 = sigma(BN(Conv_3x3(x_n)))                                                          (8)
     x_rec2 = sigma(BN(Conv_3x3(x_rec1)))                                                       (9)
     I_clean = sigmoid(Conv_3x3(x_rec2))                                                       (10)
+
+    Args:
+        width: channels of the features.
+        outputs: channels of the image: the pixels of a cell.
+        rngs: random streams, of which `params` draws the kernels.
     """
 
     def __init__(self, width: int, outputs: int = 1, *, rngs: nnx.Rngs):
@@ -230,7 +260,14 @@ class Reconstruction(nnx.Module):
 
 
 class DenoisingNetwork(nnx.Module):
-    """The whole network of Fig. 3: noisy [n, h, w, 1] in [0, 1] to clean of the same shape (Eq. 1)."""
+    """The whole network of Fig. 3: noisy [n, h, w, 1] in [0, 1] to clean of the same shape (Eq. 1).
+
+    `DenoisingNetwork(rngs=nnx.Rngs(0))` is the paper's, untrained; `load_denoiser` has trained weights.
+
+    Args:
+        config: its size, by default the paper's.
+        rngs: random streams, of which `params` draws the weights and `dropout` the masks.
+    """
 
     def __init__(self, config: NetworkConfig | None = None, *, rngs: nnx.Rngs):
         self.config = config = config or NetworkConfig()

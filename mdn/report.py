@@ -54,8 +54,9 @@ def _cell(value):
 LEGEND = (
     "G: ASTM grain size number (E112, Heyn's intercepts) with its 95 % interval. %RA: its relative accuracy, the "
     "half-width of the 95 % interval of the mean intercept in % of it. %RA and grains (edge ones included) are "
-    "those after denoising. Removed: the mean of |before − after|, in % of black to white. Twins that "
-    "are found count as grains, which E112 leaves out: in twinned metals G comes out too fine, before and after alike."
+    "those after denoising. Removed: the mean of |before − after|, in % of black to white, which of 12 bits in 16 are "
+    "those of the 12; uncertainty is in the same unit. Twins that are found count as grains, which E112 leaves out: in "
+    "twinned metals G comes out too fine, before and after alike."
 )
 WORDS = "style='text-align: left; overflow-wrap: anywhere'"  # in the cell: a notebook shows the table without the sheet
 STYLE = """

@@ -73,7 +73,7 @@ def uncertainty_map(denoiser: Denoiser, image: ArrayLike, *, key: Array, passes:
         denoiser, image, key, passes: as of `restorations`.
 
     Returns:
-        float32 [H, W], in units of the grey range.
+        float32 [H, W], in units of the grey range that the network sees, the limits of `stretch`.
 
     Raises:
         ValueError: for no image, or fewer than two passes.

@@ -35,10 +35,15 @@ from mdn.metrics import boundary_score, detect_boundaries
 from mdn.micrographs import (
     Micrograph,
     at_hand,
+    grey_range,
+    in_tiff,
     load_source,
     luminance,
     read_micrograph,
+    shown_range,
+    some,
     sources,
+    to_float,
     traced_boundaries,
     write_micrograph,
 )
@@ -359,6 +364,7 @@ class _Choice:
     ):
         self._samples: dict[str, Callable[[], Sample]] = {}
         self._um_per_px: dict[str, float | None] = {}  # of those that are not made up
+        self._burnt_in: dict[str, bool] = {}  # of those that were asked for
         if given is not None:
             image = given if isinstance(given, Micrograph) else Micrograph(pixels=np.asarray(given))
             self._samples["given"], self._um_per_px["given"] = lambda: Sample(image), image.um_per_px
@@ -388,9 +394,16 @@ class _Choice:
         """Its calibration, known without drawing it."""
         return self._um_per_px.get(name, ASSUMED)
 
+    def scale(self, name: str, shape: tuple[int, int]) -> float | None:
+        """Calibration for the scale bar of its middle, None where one is burnt in."""
+        if name not in self._burnt_in:
+            self._burnt_in[name] = _middle(scale_bar_mask(self[name].micrograph.pixels), shape).any()
+        return None if self._burnt_in[name] else self.um_per_px(name)
+
     def grey(self, name: str, shape: tuple[int, int], *, fill: bool = False) -> np.ndarray:
-        """Luminance in [0, 1] of the middle."""
-        return _middle(luminance(self[name].micrograph.pixels), shape, fill=fill)
+        """Luminance in [0, 1] of the middle, of 12 bits in 16, too: the network stretches it anyway."""
+        pixels = self[name].micrograph.pixels
+        return _middle(luminance(pixels, shown_range(pixels)), shape, fill=fill)
 
     def serve(self, demo: Demo) -> Demo:
         """Take uploads for a demo, and say in it when one is no image."""
@@ -398,11 +411,12 @@ class _Choice:
         def take(change) -> None:
             if not change["new"]:
                 return
-            name = Path(change["new"][0]["name"]).name
+            file, self.upload.value = change["new"][0], ()  # or the same file again would be no change
+            name = Path(file["name"]).name
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / name
                 try:
-                    path.write_bytes(change["new"][0]["content"])
+                    path.write_bytes(file["content"])
                     image = read_micrograph(path)
                     height, width = image.pixels.shape[:2]
                     if height * width > MOST:
@@ -477,7 +491,7 @@ def explore_blend(reference: Micrograph | np.ndarray | None = None) -> Demo:
     def panels(micrograph, magnitude, **strengths):
         config = PairConfig(magnitude=magnitude, defects=DefectStrengths(**strengths))
         pair = make_pair(structure(), choice.grey(micrograph, shape, fill=True), config=config, key=jax.random.key(1))
-        return figures.plot_pair(pair, um_per_px=choice.um_per_px(micrograph))
+        return figures.plot_pair(pair, um_per_px=choice.scale(micrograph, shape))
 
     usual = DefectStrengths()
     sliders = {kind: _slider(kind.replace("_", " "), float(getattr(usual, kind))) for kind in KINDS}
@@ -527,13 +541,19 @@ def explore_denoising(
         clean[bar] = pixels[bar]
         return pixels, clean
 
+    def shown(name, match):
+        """Both in [0, 1] between the black and white of the first; unmatched greys fill all of the dtype's."""
+        pixels, clean = pair(name, match)
+        levels = shown_range(pixels)
+        return to_float(pixels, levels), to_float(clean, levels if match else grey_range(pixels))
+
     def bar_shown(name):
         return _middle(burnt_in(name), (LARGEST, LARGEST))
 
     @functools.lru_cache(maxsize=8)
     def measured(name, match):
         """Boundaries and grains beside what is burnt in: of the denoised micrograph or, with None, of the given one."""
-        image, field = luminance(pair(name, bool(match))[match is not None]), free_field(bar_shown(name))
+        image, field = luminance(shown(name, bool(match))[match is not None]), free_field(bar_shown(name))
         progress(0.7 if match is None else 0.85, "looking for boundaries and grains")
         found = np.zeros(image.shape, bool)
         found[field] = detect_boundaries(image[field])
@@ -543,10 +563,10 @@ def explore_denoising(
         return None if bar_shown(name).any() else um_per_px or None  # it has a bar already
 
     def swipe(micrograph, match, position, um_per_px):
-        return figures.plot_swipe(*pair(micrograph, match), position, um_per_px=scale(micrograph, um_per_px))
+        return figures.plot_swipe(*shown(micrograph, match), position, um_per_px=scale(micrograph, um_per_px))
 
     def removed(micrograph, match, um_per_px):
-        return figures.plot_removed(*pair(micrograph, match), um_per_px=um_per_px or None)
+        return figures.plot_removed(*shown(micrograph, match), um_per_px=um_per_px or None)
 
     def boundaries(title, name, match, um_per_px):
         image, found, _ = measured(name, match)
@@ -597,9 +617,12 @@ def explore_denoising(
             number += 1
             path = Path(save_to) / f"{stem}_{number}.tif"
         calibration = controls["um_per_px"].value or None
+        metadata = in_tiff(choice[name].micrograph.metadata)
+        left = metadata.pop("tiff_tags_left", [])
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_micrograph(path, clean, like=replace(choice[name].micrograph, um_per_px=calibration))
-        return f"Saved {path.resolve()}" + ("" if calibration else ", without a calibration: none is known")
+        write_micrograph(path, clean, like=Micrograph(pixels=clean, um_per_px=calibration, metadata=metadata))
+        told = "" if calibration else ", without a calibration: none is known"
+        return f"Saved {path.resolve()}{told}" + (f". Tags that are not in it: {some(left)}" if left else "")
 
     controls = {
         "micrograph": choice.pick, "upload": choice.upload, "limits": choice.limits,
@@ -628,26 +651,21 @@ def explore_attention(denoiser: Denoiser | None = None, micrograph: Micrograph |
     denoiser, micrograph: as of `explore_denoising`; shown is the middle of 384 px.
     """
     denoiser, progress = denoiser or load_denoiser(), Progress()
-    choice, config = _Choice((256, 256), micrograph), denoiser.network.config
+    choice, config, shape = _Choice((256, 256), micrograph), denoiser.network.config, (384, 384)
 
     @functools.lru_cache(maxsize=4)
     def maps(micrograph):
         progress(0.3, "passing through the network")
-        found = attention_maps(denoiser, choice.grey(micrograph, (384, 384)))
+        found = attention_maps(denoiser, choice.grey(micrograph, shape))
         progress(0.7, "drawing")
         return found
 
-    @functools.lru_cache(maxsize=4)
-    def scale(name):
-        burnt_in = _middle(scale_bar_mask(choice[name].micrograph.pixels), (384, 384))
-        return None if burnt_in.any() else choice.um_per_px(name)
-
     def block_by_block(micrograph, block, channel):
-        look = {"block": block - 1, "channel": channel - 1, "um_per_px": scale(micrograph)}
+        look = {"block": block - 1, "channel": channel - 1, "um_per_px": choice.scale(micrograph, shape)}
         return figures.plot_block(maps(micrograph), **look)
 
     def overall(micrograph):
-        return figures.plot_attention(maps(micrograph), um_per_px=scale(micrograph))
+        return figures.plot_attention(maps(micrograph), um_per_px=choice.scale(micrograph, shape))
 
     controls = {
         "micrograph": choice.pick, "upload": choice.upload, "limits": choice.limits,

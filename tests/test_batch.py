@@ -197,6 +197,28 @@ def test_a_run_that_was_stopped_goes_on(tiny, tmp_path, monkeypatch):
         run(tiny, folder, output)
 
 
+def test_12_bits_in_16_are_shown_and_measured_as_the_same_in_8(tiny, tmp_path, monkeypatch):
+    pictures, plot = [], batch.plot_quality
+    monkeypatch.setattr(batch, "plot_quality", lambda *a, **k: pictures.append(a) or plot(*a, **k))
+    for name, image in (("a", metal()), ("b", metal().astype(np.uint16) * 16), ("c", metal() * np.float32(7))):
+        tifffile.imwrite(tmp_path / f"{name}.tif", image)
+    eight, sixteen, real = run(tiny, tmp_path, tmp_path / "out")
+    shown, same, others = (np.stack(given[:2]) for given in pictures)
+    assert np.abs(shown - same).max() < 0.05 and np.ptp(others) > 0.9
+    for number in ("removed_percent", "uncertainty_percent"):
+        assert sixteen[number] == pytest.approx(eight[number], rel=0.05)
+        assert real[number] == pytest.approx(eight[number] * 255 / np.ptp(metal().astype(float)), rel=0.05)
+    assert sixteen["before"] == eight["before"]
+
+
+def test_uncertainty_is_in_the_unit_of_what_was_removed(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(batch, "uncertainty_map", lambda denoiser, image, **_: np.ones(image.shape[:2], np.float32))
+    tifffile.imwrite(tmp_path / "a.tif", metal())
+    (record,) = run(tiny, tmp_path, tmp_path / "out")
+    low, high = np.percentile(metal(), (1, 99))
+    assert record["uncertainty_percent"] == pytest.approx(100 * (high - low) / 255, rel=1e-4)
+
+
 def test_what_goes_wrong_with_one_file_stops_no_other(tiny, tmp_path, monkeypatch):
     for i in range(2):
         Image.fromarray(metal((64, 96 + i))).save(tmp_path / f"{i}.png")

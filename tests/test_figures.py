@@ -154,6 +154,15 @@ def test_a_figure_has_its_panels_and_labels_and_leaves_nothing_open(name):
     assert plt.get_fignums() == before and dict(plt.rcParams) == style
 
 
+def test_a_structure_says_how_dark_its_own_boundaries_are():
+    grown, sharp = (
+        SimpleNamespace(**vars(GRAINS[0]) | {"order": order}) for order in (0.47 + 0 * IMAGE, 1 + 0 * IMAGE)
+    )
+    grown.order[5:] = 1
+    assert "Ση² down to 0.47" in words(figures.plot_structures([grown]))
+    assert "without a width yet" in words(figures.plot_structures([sharp]))
+
+
 @pytest.mark.parametrize("name", DRAWN)
 def test_no_text_is_cut_off_by_the_edge(name):
     fig = DRAWN[name][0]()

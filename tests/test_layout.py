@@ -1,9 +1,11 @@
 """The module as DESIGN'ed: data flows down the files, and imports point only upwards."""
 
 import ast
+import inspect
 from pathlib import Path
 
 import pytest
+from flax import nnx
 
 import mdn
 
@@ -60,3 +62,12 @@ def test_every_public_thing_has_a_docstring():
         tree = ast.parse((Path(mdn.__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
         public = [n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name[0] != "_"]
         assert ast.get_docstring(tree) and all(ast.get_docstring(n) for n in public), module
+
+
+def test_modules_of_the_network_tell_their_arguments():
+    """Shift-Tab shows `(*args, **kwargs)` for them."""
+    for module in vars(mdn.network).values():
+        if isinstance(module, type) and issubclass(module, nnx.Module) and module.__module__ == "mdn.network":
+            told = module.__doc__.partition("Args:")[2]
+            names = [*inspect.signature(module.__init__).parameters][1:]
+            assert names and [name for name in names if name not in told] == [], module

@@ -101,6 +101,22 @@ MAKERS = {  # by code: the type and the bytes as they lie in the file
 }
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_what_a_camera_says_in_a_jpeg_goes_into_a_tiff(tmp_path, suffix):
+    said = {270: "annealed 1 h", 271: "Zeiss", 315: "A. Metallographer", 33432: "the lab", 305: "taker"}
+    exif = Image.Exif()
+    for code, text in (said | {306: "2026:11:25 10:00:00", 274: 1, 282: 72.0, 52000: "a number"}).items():
+        exif[code] = text
+    exif.get_ifd(34665)[33434] = 0.01  # the exposure
+    Image.fromarray(noise((20, 30), np.uint8)).save(tmp_path / f"a{suffix}", exif=exif, icc_profile=b"profile")
+    image = read_micrograph(tmp_path / f"a{suffix}")
+    with pytest.warns(UserWarning, match="tags that are not carried over: ExifTag, 52000, icc_profile$"):
+        write_micrograph(tmp_path / "b.tif", image.pixels, like=image)
+    again = raw_tags(tmp_path / "b.tif")
+    assert {code: again[code][1].rstrip(b"\0").decode() for code in said} == said
+    assert read_micrograph(tmp_path / "b.tif").metadata["DateTime"] == "2026:11:25 10:00:00"
+
+
 def raw_tags(path) -> dict[int, tuple[int, bytes]]:
     with tifffile.TiffFile(path) as tif:
         found = {}
@@ -348,6 +364,17 @@ def test_floats_beyond_one_come_back_on_their_own_range():
     again = micrographs.from_float(image, pixels.dtype, micrographs.grey_range(pixels))
     assert np.allclose(again, pixels, atol=1e-3)
     assert np.array_equal(micrographs.to_float(np.full((4, 4), 7.0)), np.zeros((4, 4)))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "white"),
+    [(np.uint16([[3000, 7]]), 4095), (np.uint16([[4096]]), 8191), (np.uint16([[0]]), 1), (np.uint16([[65535]]), 65535),
+     (np.array([[3000]], ">u2"), 4095), (np.uint8([[9]]), 255), (np.float32([[0.5]]), 1), (np.array([[True]]), 1)],
+)  # fmt: skip
+def test_a_picture_is_as_bright_as_the_bits_in_use(pixels, white):
+    assert micrographs.shown_range(pixels) == (0, white)
+    assert micrographs.to_float(pixels, (0.0, float(white))).max() == np.float32(pixels.max() / white)
+    assert micrographs.luminance(pixels, (0.0, white / 1e3)).max() <= 1  # and no brighter than white
 
 
 def test_luminance_moves_and_chroma_stays():

@@ -232,6 +232,16 @@ def test_the_first_pictures_come_after_the_call_and_can_be_stopped(denoiser, mon
     assert {picture.layout.display for picture in demo.pictures} == {None}
 
 
+def test_the_blend_has_no_second_scale_bar(monkeypatch):
+    given, plot = [], figures.plot_pair
+    monkeypatch.setattr(figures, "plot_pair", lambda *a, **k: given.append(k["um_per_px"]) or plot(*a, **k))
+    image = 60 + RGB[..., 0].repeat(3, 0).repeat(4, 1) // 2
+    for _ in range(2):
+        widgets.explore_blend(Micrograph(pixels=image.copy(), um_per_px=0.5))
+        image[90:95, 40:140] = 255
+    assert given == [0.5, None]
+
+
 def test_blend(monkeypatch):
     monkeypatch.delenv("MDN_MICROGRAPHS", raising=False)
     demo = widgets.explore_blend(np.linspace(0, 1, 100 * 80, dtype=np.float32).reshape(100, 80))
@@ -341,6 +351,50 @@ def test_saving_keeps_dtype_colour_and_calibration(denoising, tmp_path, denoiser
     again = read_micrograph(tmp_path / "mine_denoised_2.tif")
     assert again.um_per_px == 2.0 and (again.pixels != saved.pixels).any()
     assert (read_micrograph(tmp_path / "mine_denoised.tif").pixels == saved.pixels).all()
+
+
+def test_saving_says_what_of_a_jpeg_is_not_in_the_result(denoising, tmp_path):
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[315], exif[52000] = "A. Metallographer", "a number"
+    Image.fromarray(RGB).save(buffer, "JPEG", exif=exif)
+    upload(denoising, "mine.jpg", buffer.getvalue())
+    denoising.controls["save"].click()
+    assert "Tags that are not in it: 52000<" in denoising.message.value
+    assert read_micrograph(tmp_path / "mine_denoised.tif").metadata["tiff_tags"][315] == (2, b"A. Metallographer\0")
+
+
+def drawings(monkeypatch, *names):
+    """What the figure functions of these names are given from now on, by name, the last first."""
+    given = {name: [] for name in names}
+    for name in names:
+        plot = getattr(figures, name)
+        remembered = lambda *a, plot=plot, name=name, **k: given[name].insert(0, a) or plot(*a, **k)  # noqa: E731
+        monkeypatch.setattr(figures, name, remembered)
+    return given
+
+
+@pytest.mark.parametrize("match", [True, False])
+@pytest.mark.parametrize("scale", ["12 bits in 16", "0 to 1000", "-1 to 1"])
+def test_the_pictures_of_an_upload_go_from_its_black_to_its_white(denoising, tmp_path, monkeypatch, scale, match):
+    grey = np.random.default_rng(0).normal(0.5, 0.12, (48, 64)).clip(0.05, 0.95)
+    pixels = {"12 bits in 16": np.rint(4095 * grey).astype(np.uint16), "0 to 1000": (1000 * grey).astype(np.float32)}
+    pixels = pixels.get(scale, (2 * grey - 1).astype(np.float32))
+    write_micrograph(tmp_path / "mine.tif", pixels)
+    denoising.controls["match"].value = match
+    given = drawings(monkeypatch, "plot_swipe", "plot_removed", "plot_boundaries")
+    upload(denoising, "mine.tif", (tmp_path / "mine.tif").read_bytes())
+    (after, *_), (before, *_) = given["plot_boundaries"][:2]
+    for image in (*given["plot_swipe"][0][:2], *given["plot_removed"][0], before, after):
+        assert 0.2 < image.mean() < 0.8 and ((image > 0) & (image < 1)).mean() > 0.9
+    assert np.ptp(given["plot_swipe"][0][0]) > 0.7  # of the swipe on the screen, too:
+    shown = np.asarray(Image.open(io.BytesIO(bytes(denoising.pictures[0].value))).convert("L"), float)
+    assert shown[100:-100, 100:-100].std() > 10
+
+
+def test_a_reference_of_12_bits_in_16_is_no_black_one(monkeypatch):
+    given = drawings(monkeypatch, "plot_pair")
+    widgets.explore_blend(np.random.default_rng(0).integers(1000, 3000, (64, 64), np.uint16))
+    assert 0.4 < given["plot_pair"][0][0].reference.mean() < 0.6
 
 
 def test_all_of_a_large_micrograph_is_saved(denoiser, tmp_path, monkeypatch):
@@ -463,6 +517,17 @@ def test_two_uploads_of_one_name(denoising):
     first = bytes(denoising.pictures[0].value)
     upload(denoising, "mine.png", png(255 - RGB))
     assert denoising.pictures[0].value != first
+    assert {"mine.png", "mine.png again"} < set(denoising.controls["micrograph"].options)
+
+
+def test_the_same_file_again_is_taken_again(denoising):
+    for name, content in (("notes.txt", b"no image"), ("mine.png", png(RGB))):
+        upload(denoising, name, content)
+        assert denoising.controls["upload"].value == ()  # so that the next one is a change
+        told = denoising.message.value
+        denoising.say("")
+        upload(denoising, name, content)
+        assert denoising.message.value == told
     assert {"mine.png", "mine.png again"} < set(denoising.controls["micrograph"].options)
 
 

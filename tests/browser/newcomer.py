@@ -1,4 +1,4 @@
-"""A newcomer's path by the clock: clone, `make env`, `make lab`, the first denoised picture of one's own.
+"""A newcomer's path by the clock: clone, `make reproduce`, `make lab`, the first denoised picture of one's own.
 
     python -m tests.browser.newcomer
 
@@ -42,8 +42,8 @@ def main() -> None:
         told("preparing this script, which a newcomer does not")
         subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
         told("clone")
-        subprocess.run(["make", "-s", "env"], cwd=clone, env=environment, check=True)
-        told("make env")
+        subprocess.run(["make", "-s", "reproduce"], cwd=clone, env=environment, check=True)
+        told("make reproduce, which makes the environment")
         options = f"--no-browser --allow-root --ServerApp.ip=127.0.0.1 --ServerApp.port={port}"
         options += f" --ServerApp.port_retries=0 --IdentityProvider.token={TOKEN} --LabApp.expose_app_in_browser=True"
         command = ["make", "-s", "lab", f"ARGS={options}"]
