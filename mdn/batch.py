@@ -124,6 +124,11 @@ def denoise_file(
         "uncertainty_percent": float(100 * np.nanmean(spread)) if not bar.all() else 0.0,
     }
     record["warnings"] = _warnings(record, bar, field, denoiser, seen)
+    if sides := micrograph.metadata.get("sides_um"):
+        record["warnings"].pop("no calibration", None)
+        told = "um_per_px is taken instead" if scale else "it is taken as no calibration, no ASTM G"
+        told = "Oblong pixels: {:.4g} × {:.4g} µm by this file. Only square ones are measured: {}.".format(*sides, told)
+        record["warnings"]["oblong pixels"] = told
     if (n := micrograph.metadata.get("n_pages", 1)) > 1:
         record["warnings"]["stack"] = f"Only the first of {n} pages of this file was denoised."
     if left:
@@ -263,6 +268,7 @@ def _denoise_share(
             stat, reason = path.stat(), ""
         except OSError as error:
             stat, reason = None, _reason(error, path)
+            reason = "a link to a file that is not there" if path.is_symlink() else reason
         made_from = settings | {"bytes": stat.st_size, "modified_ns": stat.st_mtime_ns} if stat else {}
         known = _read_record(place)
         if known.get("made_from") == made_from and known["status"] == "done" and target.is_file() and picture.is_file():
@@ -300,7 +306,7 @@ def _short(name: str) -> str:
 
 
 def _reason(error: Exception, path: Path) -> str:
-    text = (str(error).splitlines() or [""])[0] or type(error).__name__
+    text = (str(error).splitlines() or [""])[0].split("; accepted:")[0] or type(error).__name__
     return text.removeprefix(f"{path}: ").replace(str(path), path.name).encode("utf-8", "replace").decode()
 
 

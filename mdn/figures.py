@@ -135,8 +135,10 @@ def plot_structures(structures: Sequence) -> Figure:
         order = np.where(_edges(grains.labels), 0.64, 1) if sharp else grains.order
         _draw(ax, order, f"time {grains.time:g}, {grains.n_grains} grains")
     if len(structures) == 1:
-        dark = "without a width yet" if sharp else f"Ση² down to {order.min():.2f}"
-        ax.set_xlabel("{1} × {0} cells; dark: boundaries, {2}".format(*order.shape, dark))
+        dark = (
+            "boundaries, without a width yet" if sharp else f"boundaries and junctions, Ση² down to {order.min():.2f}"
+        )
+        ax.set_xlabel("{1} × {0} cells; dark: {2}".format(*order.shape, dark))
     return fig
 
 

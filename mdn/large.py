@@ -167,9 +167,8 @@ def _opened(path: Path):
             if page.compression.name not in ("NONE", "ADOBE_DEFLATE", "DEFLATE") or turned != 1:
                 raise ValueError(f"{page.compression.name} compression, orientation {turned}")
             image = tifffile.memmap(path, page=0, mode="r") if page.is_memmappable else _chunked(page.aszarr())
-            um_per_px = tiff_calibration(tif, page)
-            metadata = tiff_metadata(tif, page) | {"shape": image.shape, "um_per_px": um_per_px}
-            like = Micrograph(pixels=np.empty(0), um_per_px=um_per_px, metadata=metadata)
+            metadata = tiff_metadata(tif, page) | {"shape": image.shape} | tiff_calibration(tif, page)
+            like = Micrograph(pixels=np.empty(0), um_per_px=metadata["um_per_px"], metadata=metadata)
         check_image(np.zeros((1, *image.shape[1:]), image.dtype) if image.shape[0] else np.empty(0))
     except Exception as error:  # decoders raise a dozen kinds; the reader needs one
         if tif:

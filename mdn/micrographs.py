@@ -72,7 +72,8 @@ class Micrograph:
     """Pixels [H, W] or [H, W, 3], um per pixel (None where unknown), and what else the file says.
 
     Of a TIFF, metadata["tiff_tags"] holds what is written again as it is, {code: (type, bytes)}, and
-    metadata["tiff_tags_left"] the names of tags that are not.
+    metadata["tiff_tags_left"] the names of tags that are not. Where the two sides of a pixel differ, which is no
+    calibration, metadata["sides_um"] holds both.
     """
 
     pixels: np.ndarray
@@ -224,7 +225,7 @@ def _read_tiff(path: Path, max_bytes: int) -> Micrograph:
         page = tif.pages[0]
         check_tiff(tif, page, max_bytes)
         metadata = {"format": "TIFF"} | tiff_metadata(tif, page)
-        um_per_px = tiff_calibration(tif, page)
+        calibration = tiff_calibration(tif, page)
         turned = int(page.tags["Orientation"].value) if "Orientation" in page.tags else 1
         plain = page.photometric.name in ("MINISBLACK", "MINISWHITE", "RGB")
         packed = page.compression.name in ("NONE", "ADOBE_DEFLATE", "DEFLATE")
@@ -250,8 +251,8 @@ def _read_tiff(path: Path, max_bytes: int) -> Micrograph:
                     pixels = ~pixels  # fewer bits Pillow inverts itself
         else:
             raise ValueError(f"{page.compression.name} compression of {page.bitspersample}-bit colour")
-    metadata |= {"shape": pixels.shape, "um_per_px": um_per_px}
-    return Micrograph(pixels=np.ascontiguousarray(pixels), um_per_px=um_per_px, metadata=metadata)
+    metadata |= {"shape": pixels.shape} | calibration
+    return Micrograph(pixels=np.ascontiguousarray(pixels), um_per_px=calibration["um_per_px"], metadata=metadata)
 
 
 def tiff_metadata(tif: tifffile.TiffFile, page: tifffile.TiffPage) -> dict:
@@ -335,8 +336,8 @@ def check_tiff(tif: tifffile.TiffFile, page: tifffile.TiffPage, max_bytes: int |
             raise ValueError("a strip or tile that unpacks to more than its size")
 
 
-def tiff_calibration(tif: tifffile.TiffFile, page: tifffile.TiffPage) -> float | None:
-    """um per pixel, as `read_micrograph` takes it from a TIFF's tags."""
+def tiff_calibration(tif: tifffile.TiffFile, page: tifffile.TiffPage) -> dict:
+    """What metadata says of the calibration, as `read_micrograph` takes it from a TIFF's tags."""
     x, y = ((page.tags[tag].value if tag in page.tags else (0, 1)) for tag in ("XResolution", "YResolution"))
     x, y = (a / b if b else 0.0 for a, b in (x, y))  # pixels a unit
     if tif.is_ome and "PhysicalSize" in tif.ome_metadata:
@@ -352,10 +353,12 @@ def tiff_calibration(tif: tifffile.TiffFile, page: tifffile.TiffPage) -> float |
     return _calibration(scale / x if x else 0.0, scale / y if y else 0.0, coarsest=COARSEST_UM)
 
 
-def _calibration(x: float, y: float, coarsest: float = np.inf) -> float | None:
-    """um per pixel of square pixels, else None."""
-    square = 0 < x <= coarsest and np.isfinite(x) and abs(x - y) <= 0.01 * x
-    return float(f"{x:.7g}") if square else None  # the tags hold no more digits
+def _calibration(x: float, y: float, coarsest: float = np.inf) -> dict:
+    """um_per_px of square pixels, else None, and the sides_um, (across, down), where these are known and differ."""
+    known = all(0 < side <= coarsest and np.isfinite(side) for side in (x, y))
+    if known and abs(x - y) > 0.01 * x:
+        return {"um_per_px": None, "sides_um": (x, y)}
+    return {"um_per_px": float(f"{x:.7g}") if known else None}  # the tags hold no more digits
 
 
 def _read_pillow(path: Path, head: bytes, max_bytes: int) -> Micrograph:
@@ -376,8 +379,8 @@ def _read_pillow(path: Path, head: bytes, max_bytes: int) -> Micrograph:
         ImageOps.exif_transpose(image, in_place=True)
         metadata |= {k: v for k, v in image.info.items() if isinstance(v, (str, bytes))}
         pixels = _pillow_pixels(image)
-    um_per_px = _calibration(*(25400.0 / float(d) if d else 0.0 for d in dpi), coarsest=COARSEST_UM)
-    return Micrograph(pixels=pixels, um_per_px=um_per_px, metadata=metadata | {"um_per_px": um_per_px})
+    calibration = _calibration(*(25400.0 / float(d) if d else 0.0 for d in dpi), coarsest=COARSEST_UM)
+    return Micrograph(pixels=pixels, um_per_px=calibration["um_per_px"], metadata=metadata | calibration)
 
 
 def _pillow_pixels(image: Image.Image) -> np.ndarray:

@@ -300,14 +300,20 @@ def _side_by_side(pictures: Sequence[bytes], columns: int) -> bytes:
 
 
 LAID = {"style": {"description_width": "9em"}, "layout": {"width": "22em"}}
+WIDE = LAID | {"layout": {"width": "36em"}}  # where one of many is picked
 
 
 def _slider(
-    name: str, value: float | int, low: float | int = 0, high: float | int = 1, step: float | int = 0.02
+    name: str,
+    value: float | int,
+    low: float | int = 0,
+    high: float | int = 1,
+    step: float | int = 0.02,
+    laid: dict = LAID,
 ) -> ipw.Widget:
     """A slider that waits for its release, of integers where its value is one."""
     kind = ipw.IntSlider if isinstance(value, int) else ipw.FloatSlider
-    return kind(value, min=low, max=high, step=step, description=name, continuous_update=False, **LAID)
+    return kind(value, min=low, max=high, step=step, description=name, continuous_update=False, **laid)
 
 
 def _middle(image: np.ndarray, shape: tuple[int, int], *, fill: bool = False) -> np.ndarray:
@@ -593,7 +599,10 @@ def explore_denoising(
             lines.append(f"This picture is made up: {ASSUMED:g} µm per px is assumed.")
         for title, key in (("before", None), ("after", match)):
             if not um_per_px > 0:
-                lines.append("Grain size: no calibration. Fill in µm per px to have it.")
+                oblong = "by the file a pixel is {:.4g} × {:.4g} µm, and only square ones are measured"
+                sides = choice[micrograph].micrograph.metadata.get("sides_um")
+                told = oblong.format(*sides) if sides else "no calibration"
+                lines.append(f"Grain size: {told}. Fill in µm per px to have it.")
                 break
             try:
                 found = grain_size(measured(micrograph, key)[2], um_per_px=um_per_px)
@@ -626,7 +635,7 @@ def explore_denoising(
 
     controls = {
         "micrograph": choice.pick, "upload": choice.upload, "limits": choice.limits,
-        "position": _slider("swipe", 0.5),
+        "position": _slider("swipe", 0.5, laid=WIDE),
         "match": ipw.Checkbox(True, description="match histogram", indent=False, layout={"margin": "0 1em"}),
         "um_per_px": ipw.BoundedFloatText(min=0, max=1e4, step=0.01, description="µm per px", **LAID),
         "save": ipw.Button(description="Save", icon="save", tooltip="the whole denoised micrograph, as TIFF"),
@@ -669,7 +678,8 @@ def explore_attention(denoiser: Denoiser | None = None, micrograph: Micrograph |
 
     controls = {
         "micrograph": choice.pick, "upload": choice.upload, "limits": choice.limits,
-        "block": _slider("block", 1, 1, config.blocks, 1), "channel": _slider("channel", 1, 1, config.width, 1),
+        "block": _slider("block", 1, 1, config.blocks, 1, WIDE),
+        "channel": _slider("channel", 1, 1, config.width, 1, WIDE),
     }  # fmt: skip
     drawings = [(block_by_block, ("micrograph", "block", "channel")), (overall, ("micrograph",))]
     return choice.serve(Demo(controls, drawings, progress=progress))

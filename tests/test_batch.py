@@ -108,6 +108,8 @@ def test_what_cannot_be_read_is_listed_with_its_reason(mixed):
     _, _, records = mixed
     left_out = {name: record["reason"] for name, record in records.items() if record["status"] != "done"}
     assert set(left_out) == {"=broken.tif", "cut.jpg", "dangling.png", "folder.tif"} and all(left_out.values())
+    assert left_out["dangling.png"] == "a link to a file that is not there"
+    assert not any("accepted" in reason or "Errno" in reason for reason in left_out.values())
 
 
 def test_other_files_are_listed_too(mixed, tmp_path):
@@ -195,6 +197,15 @@ def test_a_run_that_was_stopped_goes_on(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(batch, "write_micrograph", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(OSError, match="No space"):  # no file's fault: not listed as one
         run(tiny, folder, output)
+
+
+def test_oblong_pixels_are_told_with_both_sides(tiny, tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", metal(), resolution=(20000, 10000), resolutionunit="CENTIMETER")
+    for n, (scale, told) in enumerate(((None, "no ASTM G"), (0.7, "um_per_px is taken instead"))):
+        (record,) = run(tiny, tmp_path, tmp_path / f"out{n}", um_per_px=scale)
+        words = record["warnings"]["oblong pixels"]
+        assert "0.5 × 1 µm by this file" in words and told in words and "no calibration" not in record["warnings"]
+        assert record["um_per_px"] == scale
 
 
 def test_12_bits_in_16_are_shown_and_measured_as_the_same_in_8(tiny, tmp_path, monkeypatch):

@@ -353,6 +353,12 @@ def test_saving_keeps_dtype_colour_and_calibration(denoising, tmp_path, denoiser
     assert (read_micrograph(tmp_path / "mine_denoised.tif").pixels == saved.pixels).all()
 
 
+def test_oblong_pixels_are_told_with_both_sides(denoising, tmp_path):
+    Image.fromarray(RGB).save(tmp_path / "mine.png", dpi=(50800, 25400))
+    upload(denoising, "mine.png", (tmp_path / "mine.png").read_bytes())
+    assert "a pixel is 0.5 × 1 µm" in denoising.reports[0].value and denoising.controls["um_per_px"].value == 0
+
+
 def test_saving_says_what_of_a_jpeg_is_not_in_the_result(denoising, tmp_path):
     exif, buffer = Image.Exif(), io.BytesIO()
     exif[315], exif[52000] = "A. Metallographer", "a number"
