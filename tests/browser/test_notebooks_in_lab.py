@@ -27,7 +27,7 @@ CELLS = """() => window.jupyterapp.shell.currentWidget.content.model.toJSON().ce
                    errors: cell.outputs.filter(o => o.output_type === 'error').map(o => o.ename + ': ' + o.evalue)}))"""
 LONGEST = 240  # seconds of one notebook
 PROMPT = 0.5  # seconds from a slider's release to its picture, as a median
-SLOWEST = 2  # times as long as that, of all the sliders
+SLOWEST = 3  # times as long as that, of all the sliders
 SLACK = 1.6  # times as long, on machines that are slow or busy: continuous integration's are both
 AT_REST = """demo => {
     const progress = demo.querySelector('.mdn-progress'), pictures = [...demo.querySelectorAll('img')];
