@@ -41,7 +41,7 @@ RECIPE = mdn.TrainingConfig(
 FURTHER = replace(RECIPE, steps=800, learning_rate=6e-4, clean_share=0.1, dropout_until=0.3)
 SHARPER = replace(FURTHER, steps=1400, learning_rate=8e-4, dropout_until=0.0)
 LONGER = replace(SHARPER, steps=1600, clean_share=0.15)
-# without the steps that the ablation found no gain in, and with one that gains late: `benchmarks.ablation --late`
+# without the steps that the ablation found no gain in; what weighing boundaries more is worth, early and late, it tells
 BOUNDARIES = replace(LONGER, steps=2000, boundaries=6.0, edges=0.0, average=0.0, grey_jitter=0.0)
 SITTINGS = (RECIPE, FURTHER, SHARPER, LONGER, BOUNDARIES)
 # degraded in space alone, from the runs and regions that PAIRS trains on
@@ -348,8 +348,8 @@ def causes(table: dict) -> list[str]:
         "Why targets are missed, as far as it is known:",
         "",
         "- Boundary F and twins: thin and faint lamellae are smoothed away, since the least squared error of a "
-        "line that may as well be noise is grey; errors that weigh more beside boundaries lessen that "
-        f"and do not end it. Of grain boundaries the network keeps {both(ours, 'grain recall')}, "
+        "line that may as well be noise is grey; that errors beside boundaries weighed more in the last "
+        f"sitting changed little. Of grain boundaries the network keeps {both(ours, 'grain recall')}, "
         f"of twin boundaries {both(ours, 'twin recall')}. On the truth itself the detector finds "
         f"{both(truth, 'twin recall')} of these.",
         "- Grain size: twins count as grains here, on both sides, which E112 leaves out. The clean image itself, "
