@@ -267,10 +267,12 @@ def test_strengths_show_every_value_and_its_interval():
     rows = [(kind, s, name, (s, s - 0.1, s + 0.1)) for kind in "ab" for name in ("x", "network") for s in (0.2, 0.8)]
     fig = figures.plot_strengths(rows, "F")
     for ax in fig.axes:
-        assert [line.get_xydata().tolist() for line in ax.lines] == [[[0.2, 0.2], [0.8, 0.8]]] * 2
+        *drawn, zero = ax.lines
+        assert [line.get_xydata().tolist() for line in drawn] == [[[0.2, 0.2], [0.8, 0.8]]] * 2
+        assert list(zero.get_ydata()) == [0, 0]
         box = ax.collections[0].get_paths()[0].get_extents()
         assert (box.y0, box.y1) == pytest.approx((0.1, 0.9))
-    assert [line.get_color() for line in fig.axes[0].lines] == [figures.INK, figures.RED]
+    assert [line.get_color() for line in fig.axes[0].lines[:-1]] == [figures.INK, figures.RED]
 
 
 def test_a_table_in_markdown():
