@@ -81,11 +81,13 @@ def deep_scratch(image: Float[np.ndarray, "h w"], *, strength: float | int, key:
 
 @_defect
 def faint_scratch(image: Float[np.ndarray, "h w"], *, strength: float | int, key: Array) -> Float[np.ndarray, "h w"]:
-    """Fine polishing marks along one direction or two, darker or brighter than the grain."""
+    """Fine polishing marks, darker or brighter than the grain: one to three anywhere, or families along a direction."""
     rng, change = generator(key), np.zeros_like(image)
-    for _ in range(rng.choice([1, 1, 2])):
-        angle = rng.uniform(0, math.pi)
-        for _ in range(rng.integers(4, 8 + round(20 * strength))):
+    families = rng.choice([0, 0, 1, 1, 2])
+    single = [(rng.uniform(0, math.pi), 1) for _ in range(rng.integers(1, 4) if families == 0 else 0)]
+    many = [(rng.uniform(0, math.pi), rng.integers(4, 8 + round(20 * strength))) for _ in range(families)]
+    for angle, count in single + many:
+        for _ in range(count):
             line = _line(image.shape, rng, angle + rng.normal(0, 0.06), rng.uniform(0.4, 0.8), rng.uniform(30, 500))
             change += line * rng.uniform(0.1, 0.3) * strength * rng.choice([-1, -1, -1, 1])
     return image * (1 + change)
@@ -127,13 +129,15 @@ def speckle(image: Float[np.ndarray, "h w"], *, strength: float | int, key: Arra
 def thick_boundary(
     image: Float[np.ndarray, "h w"], boundaries: Bool[np.ndarray, "h w"], *, strength: float | int, key: Array
 ) -> Float[np.ndarray, "h w"]:
-    """Corroded boundary layers: dark, ragged, a few pixels wide, on part of the network of boundaries."""
+    """Corroded boundary layers: dark, of a width that swells and thins along them, on part of the network."""
     rng = generator(key)
     distance = ndimage.distance_transform_edt(~boundaries)
-    where = smooth_noise(image.shape, 0.1 * min(image.shape), rng) > rng.uniform(-0.8, 1.0)
-    ragged = 1 + 0.4 * smooth_noise(image.shape, rng.uniform(1, 2.5), rng)
-    width = (0.5 + rng.uniform(2, 4.5) * strength) * where * np.clip(ragged, 0.2, None)
-    layer = np.clip(width - distance + 0.5, 0, 1) * rng.uniform(0.6, 0.95) * math.sqrt(strength)
+    attacked = smooth_noise(image.shape, 0.1 * min(image.shape), rng) - rng.uniform(-0.8, 1.0)
+    swollen = np.exp(0.35 * smooth_noise(image.shape, rng.uniform(6, 14), rng))
+    frayed = rng.uniform(0.2, 0.7) * smooth_noise(image.shape, rng.uniform(1.5, 3), rng)  # px
+    width = (0.5 + rng.uniform(2, 4.5) * strength) * swollen * np.clip(2 * attacked + 0.5, 0, 1)
+    layer = np.clip(width + frayed * (width > 0.5) - distance + 0.5, 0, 1)
+    layer *= rng.uniform(0.6, 0.95) * math.sqrt(strength)
     return image * (1 - ndimage.gaussian_filter(layer, 0.7))
 
 

@@ -98,7 +98,7 @@ class PairConfig:
         depth = float(rng.uniform(0.15, 0.45) if look == "step" else rng.uniform(0.3, 0.85))
         flat = look != "step" and rng.uniform() < 0.2  # almost no contrast between grains
         darkest = float(rng.uniform(0.8, 0.9) if flat else np.clip(rng.uniform(0.12, 0.35) / (1 - depth), 0, 0.9))
-        magnitude = float(rng.choice([1.0, rng.uniform(0.2, 0.9), 0.0], p=[0.3, 0.3, 0.4]))
+        magnitude = float(rng.choice([1.0, rng.uniform(0, 1), 0.0], p=[0.3, 0.3, 0.4]))
         return cls(
             groove_depth=depth,
             sharpness=float(rng.choice([1.0, rng.uniform(1.5, 4)], p=[0.3, 0.7])),

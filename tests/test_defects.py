@@ -91,6 +91,30 @@ def test_corrosion_follows_boundaries():
     assert darker[BOUNDARIES].mean() > 3 * darker[:, 16::32].mean()
 
 
+def test_corrosion_swells_along_a_boundary_and_is_no_saw():
+    layers = [IMAGE - apply("thick_boundary", 1.0, jax.random.key(k)) > 0.1 for k in range(6)]
+    width = np.concatenate([layer[:, 48:81].sum(1) for layer in layers]).reshape(6, 128)
+    thick = (width[:, :-1] > 2) & (width[:, 1:] > 2)
+    assert np.abs(np.diff(width, axis=1))[thick].mean() < 0.6
+    assert np.std(width[:, ::16][width[:, ::16] > 2]) > 2.5
+
+
+@pytest.mark.parametrize("kind", ["deep_scratch", "faint_scratch"])
+def test_scratches_come_alone_and_in_families(kind, monkeypatch):
+    angles = []
+    line = defects._line
+    monkeypatch.setattr(
+        defects, "_line", lambda shape, rng, angle, *rest: angles.append(angle) or line(shape, rng, angle, *rest)
+    )
+    drawn = []
+    for k in range(60):
+        angles.clear()
+        apply(kind, 0.5, jax.random.key(k))
+        drawn.append(np.array(angles))
+    alone, families = [a for a in drawn if len(a) == 1], [a for a in drawn if len(a) >= 4 and np.std(a) < 0.15]
+    assert len(alone) >= 3 and len(families) >= 3
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_strength_zero_leaves_the_image_and_bad_input_is_named(kind):
     np.testing.assert_array_equal(apply(kind, 0), IMAGES[kind])
