@@ -2,9 +2,8 @@
 
 Makes the pairs in data/shipped/pairs.zarr (real micrographs, found as `mdn.micrographs` finds them), trains in
 data/shipped/run, and writes mdn/weights/denoiser.safetensors after each evaluation that was the best so far.
-`--sitting 1`, then 2 and 3, go on from the weights in the box, with the recipes of `SITTINGS`; from the second on
-they also see `SHARP`, more pairs that keep their edges. `--card` writes the model card from
-benchmarks/results: shipped_weights.json, rivals.json, uncertainty.json.
+`--sitting 1` and above go on from the weights in the box, with the recipes of `SITTINGS`. `--card` writes the model
+card from benchmarks/results: shipped_weights.json, rivals.json, uncertainty.json.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import json
 import os
 import platform
 import subprocess
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import jax
@@ -32,29 +31,17 @@ from mdn.synthesis import LOOKS, STAND_INS, PairConfig
 from mdn.training import predict
 from mdn.uncertainty import training_statistics
 
-PAIRS = mdn.DatasetConfig(n_pairs=3000, n_test=120, n_runs=1240, varied=0.4, seed=2027)
+PAIRS = mdn.DatasetConfig(n_pairs=3000, n_test=120, n_runs=1240, varied=0.4, seed=2028)
 NETWORK = mdn.NetworkConfig(width=64, scale=2, dropout=0.05)
 RECIPE = mdn.TrainingConfig(
-    steps=3400, batch=8, crop=128, learning_rate=1.5e-3, schedule="cosine", edges=1.0, average=0.998,
-    grey_jitter=0.1, dropout_until=0.5, evaluate_every=200,
+    steps=5400, batch=8, crop=128, learning_rate=1.5e-3, schedule="cosine", clean_share=0.1, dropout_until=0.5,
+    evaluate_every=450,
 )  # fmt: skip
-FURTHER = replace(RECIPE, steps=800, learning_rate=6e-4, clean_share=0.1, dropout_until=0.3)
-SHARPER = replace(FURTHER, steps=1400, learning_rate=8e-4, dropout_until=0.0)
-LONGER = replace(SHARPER, steps=1600, clean_share=0.15)
-# without the steps that the ablation found no gain in; what weighing boundaries more is worth, early and late, it tells
-BOUNDARIES = replace(LONGER, steps=2000, boundaries=6.0, edges=0.0, average=0.0, grey_jitter=0.0)
-SITTINGS = (RECIPE, FURTHER, SHARPER, LONGER, BOUNDARIES)
-# degraded in space alone, from the runs and regions that PAIRS trains on
-SHARP = replace(PAIRS, n_pairs=1000, n_test=0, n_runs=990, varied=1.0, without=("blend",))
-SEED = 2027
+SITTINGS = (RECIPE,)  # a further one goes on from the weights in the box
+SEED = 2028
 CHOSEN_ON = 15  # every 15th validation pair chooses the best checkpoint
 SETTLED_ON = 5  # every 5th settles, at the end, whether that or the last is shipped, or neither
 WITHIN = 0.1  # dB of PSNR, for a better boundary F
-SHARES = (
-    0.25,
-    0.5,
-    0.75,
-)  # of the way from a sitting's first weights to its last: their averages may be better than both
 DRAWN = 2000  # recipes, to say how many of them are hard
 RESULTS = Path(__file__).parent / "results" / "shipped_weights.json"
 RIVALS = RESULTS.with_name("rivals.json")
@@ -112,14 +99,6 @@ def last_weights(model: mdn.DenoisingNetwork, directory: Path, config: mdn.Train
     state = params, statistics, config.optimiser().init(params), (params, statistics)
     nnx.update(model, *training._restore(directory.resolve(), state, state[3])[0][3])
     return model
-
-
-def between(start: nnx.Module, end: nnx.Module, share: float) -> nnx.Module:
-    """The weighted mean of two networks' parameters and batch statistics."""
-    mean, kinds = nnx.clone(start), (nnx.Param, nnx.BatchStat)
-    states = [nnx.state(network, kinds) for network in (start, end)]
-    nnx.update(mean, jax.tree.map(lambda a, b: (1 - share) * a + share * b, *states))
-    return mean
 
 
 def on_validation(network: nnx.Module, validation: mdn.dataset.Pairs) -> dict[str, float]:
@@ -647,10 +626,6 @@ def main() -> None:
     if mdn.make_dataset(directory / "pairs.zarr", PAIRS, grown=grown, workers=arguments.workers) != "real":
         raise SystemExit("the real micrographs could not be had; set MDN_MICROGRAPHS to their folder")
     train, validation = (mdn.load_pairs(directory / "pairs.zarr", split) for split in ("train", "validation"))
-    seen = [train]
-    if arguments.sitting >= 2:
-        mdn.make_dataset(directory / "sharp.zarr", SHARP, grown=grown, workers=arguments.workers)
-        seen.append(mdn.load_pairs(directory / "sharp.zarr", "train"))
     model, sittings, run = mdn.DenoisingNetwork(NETWORK, rngs=nnx.Rngs(SEED)), [], directory / "run"
     if arguments.sitting:
         run = directory / f"sitting_{arguments.sitting}"
@@ -672,7 +647,7 @@ def main() -> None:
 
     history = mdn.fit(
         model,
-        tuple(np.concatenate([getattr(pairs, name) for pairs in seen]) for name in ("noisy", "clean")),
+        (train.noisy, train.clean),
         (validation.noisy[::CHOSEN_ON], validation.clean[::CHOSEN_ON]),
         config=SITTINGS[len(sittings)],
         directory=run,
@@ -682,7 +657,6 @@ def main() -> None:
     ends = {"best": model, "last": last_weights(model, run, SITTINGS[len(sittings)])}
     if sittings:
         ends |= {"before": start.network}
-        ends |= {f"{share:g} of the way": between(start.network, ends["last"], share) for share in SHARES}
     scores = {name: on_validation(network, validation) for name, network in ends.items()}
     settled = settle(scores)
     if settled == "before":
@@ -703,7 +677,6 @@ def main() -> None:
         "earlier": sittings,
         "sources": list(train.sources),
         "pairs": {split: [len(p), int(p.varied.sum())] for split, p in (("train", train), ("validation", validation))},
-        "sharp": sum(map(len, seen[1:])),
         "history": asdict(history),
         "shipped": {**shipped, "at": at, "pairs": len(validation.noisy[::SETTLED_ON]), "validation": scores},
     }
