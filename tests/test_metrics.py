@@ -140,7 +140,7 @@ def test_score_of_nothing():
         metrics.boundary_score(line[:4], line)
 
 
-def test_the_chosen_threshold_is_the_best_of_those_tried():
+def test_the_chosen_threshold_is_the_best_of_those_tried_and_of_finer_steps_around_it():
     labels = [voronoi(20, 128, seed) for seed in (1, 2)]
     images = [grooved(each, depth=0.4, noise=0.08, seed=seed) for seed, each in enumerate(labels)]
     truths = [metrics.label_boundaries(each) for each in labels]
@@ -151,7 +151,10 @@ def test_the_chosen_threshold_is_the_best_of_those_tried():
         pairs = zip(images, truths, strict=True)
         return np.mean([metrics.boundary_score(metrics.detect_boundaries(i, threshold), t).f for i, t in pairs])
 
-    assert chosen == max(tried, key=mean_f) == 0.12
+    assert max(tried, key=mean_f) == 0.12
+    between = [t for side in (0.02, 0.45) for t in np.geomspace(0.12, side, 5)[1:-1]]
+    assert chosen == pytest.approx(max((*tried, *between), key=mean_f)) and mean_f(chosen) > mean_f(0.12)
+    assert metrics.choose_threshold(images, truths, [0.12]) == 0.12
     with pytest.raises(ValueError, match="images"):
         metrics.choose_threshold([], [])
     with pytest.raises(ValueError, match="threshold"):
