@@ -1,14 +1,14 @@
 """What each part is worth: `python -m benchmarks.ablation`, again to go on; `--seeds 3 --only best "no attention"`.
 
 Every row is trained alike, on as many pairs of the same grown structures and for as many steps of as many crops, with
-one part removed or switched, and scored on the same test pairs, of which no row saw a grain or a region. DnCNN gets
-the processor seconds that the first row took instead. The network is half as wide as the shipped one and the training
-short: the table says what each part is worth at this budget. Rows go to results/ablation.json one by one; the first
-three leave their weights beside the pairs, where `benchmarks.rivals` finds them, and are trained again where those
-are gone.
+one part removed or switched, and scored on the same validation pairs, of which no row saw a grain or a region: what is
+shipped was chosen by them, and the test pairs are left for the end. DnCNN gets the processor seconds that the first row
+took instead. The network is half as wide as the shipped one and the training short: the table says what each part is
+worth at this budget. Rows go to results/ablation.json one by one; their weights stay beside the pairs, where
+`benchmarks.rivals` finds those of the first three, which are trained again where they are gone.
 
-`--late` goes on instead from the weights that the fourth sitting left, for as many steps with each of `LATE`: what pays
-early need not pay late.
+`--long` trains DnCNN and the network without attention for as long as the shipped weights were: for as many steps as
+take the same processor seconds, by the time of a step of each, on all the pairs that these saw.
 """
 
 from __future__ import annotations
@@ -30,32 +30,23 @@ from flax import nnx
 
 import mdn
 from benchmarks import rivals
-from benchmarks.shipped_weights import LONGER, NETWORK, PAIRS, RECIPE, SEED, write
+from benchmarks.shipped_weights import CHOSEN_ON, NETWORK, PAIRS, RECIPE, SEED, SITTINGS, write
 from mdn import metrics
 from mdn.baselines import DnCNN, save_dncnn
-from mdn.files import write_whole
 from mdn.network import stretch
 from mdn.training import predict
 
 RESULTS = Path(__file__).parent / "results" / "ablation.json"
 SMALL = replace(PAIRS, n_pairs=375, n_test=0, n_runs=250)
-BUDGET = {"steps": 500, "crop": 96, "learning_rate": 2e-3, "average": 0.98, "evaluate_every": 500}
-GAPS = {"aligned PSNR": "aligned gap (dB)"}
-LATE_GAPS = GAPS | {"boundary F": "F gap", "precision": "precision gap", "twin recall": "twin recall gap"}
+BUDGET = {"steps": 500, "crop": 96, "learning_rate": 2e-3, "evaluate_every": 500}
 KEPT = {"best": "network_short", "DnCNN": "DnCNN_short", "no attention": "no_attention_short"}
-RATES = (5e-4, 1e-3, 2e-3)  # of DnCNN
-TUNED_ON, TESTED_ON = 40, 40  # validation pairs of each recipe for its threshold; test pairs of each
-RATED_ON = 16  # validation pairs that choose DnCNN's rate
-FOURTH_SITTING = "7d1ec7f"  # the commit that has the weights as the fourth sitting left them
-WITHOUT = {"edges": 0.0, "average": 0.0, "grey_jitter": 0.0}
-LATE = {
-    "as the fourth sitting": {},
-    "no edges, averages, jitter": WITHOUT,
-    "and boundaries weigh more": {**WITHOUT, "boundaries": 6.0},
-}
-LATE_BUDGET = {"steps": 300, "learning_rate": 4e-4, "evaluate_every": 300}
-GREYS = ("raw PSNR", "aligned PSNR", "SSIM")
-COLUMNS = (*GREYS, "boundary F", "precision", "twin recall")
+LONG = {"DnCNN": "DnCNN_as_long", "no attention": "no_attention_as_long"}
+RATES = (5e-4, 1e-3, 2e-3)  # of DnCNN, tried for `TRIAL` of its steps where it is trained long
+TRIAL = 0.05
+RATED_ON, SCORED_ON = 16, 40  # validation pairs that choose DnCNN's rate; those of each recipe that score a row
+CLEAN = "clean in"  # PSNR of a truth to itself
+COLUMNS = ("raw PSNR", "aligned PSNR", "SSIM", "boundary F", "twin recall", CLEAN)
+GAPS = {"aligned PSNR": "aligned gap (dB)", "boundary F": "F gap", CLEAN: "clean in gap (dB)"}
 
 
 @dataclass(frozen=True)
@@ -82,17 +73,14 @@ VARIANTS = {
     "none in space alone": Variant(without=("space alone",)),
     "no looks of etching": Variant(without=("looks",)),
     "full resolution, as wide for the same work": Variant({"scale": 1, "width": 16}),
-    "no edges in the loss": Variant(training={"edges": 0.0}),
-    "boundaries weigh more in the loss": Variant(training={"boundaries": 4.0}),
-    "no averaged weights": Variant(training={"average": 0.0}),
     "no symmetries": Variant(training={"symmetries": False}),
-    "no grey jitter": Variant(training={"grey_jitter": 0.0}),
-    "a tenth of the crops clean": Variant(training={"clean_share": 0.1}),
+    "no clean crops": Variant(training={"clean_share": 0.0}),
     "dropout to the end": Variant(training={"dropout_until": 1.0}),
     "Adam at 1e-4, constant": Variant(training={"schedule": "constant", "learning_rate": 1e-4}),
-    "the paper's loss and rate": Variant(
-        training={"schedule": "constant", "learning_rate": 1e-4, "edges": 0.0, "average": 0.0}
-    ),
+    "edges in the loss": Variant(training={"edges": 1.0}),
+    "boundaries weigh more in the loss": Variant(training={"boundaries": 4.0}),
+    "averaged weights": Variant(training={"average": 0.98}),
+    "grey jitter": Variant(training={"grey_jitter": 0.1}),
 }
 
 
@@ -132,49 +120,71 @@ def train_dncnn(data: tuple, validation: tuple, recipe: mdn.TrainingConfig, seco
     return model, steps, took
 
 
-def train_late(name: str, directory: Path) -> tuple[nnx.Module, float]:
-    """The fourth sitting's weights after a few more steps on its pairs, and the processor seconds these took."""
-    committed = ["git", "show", f"{FOURTH_SITTING}:mdn/weights/denoiser.safetensors"]
-    path = directory / "fourth.safetensors"
-    directory.mkdir(parents=True, exist_ok=True)
-    write_whole(path, subprocess.run(committed, capture_output=True, check=True).stdout)
-    model = nnx.clone(mdn.load_denoiser(path).network)
-    both = [mdn.load_pairs(directory.parent / f"{pairs}.zarr", "train") for pairs in ("pairs", "sharp")]
-    data = tuple(np.concatenate([getattr(pairs, image) for pairs in both]) for image in ("noisy", "clean"))
-    recipe = replace(LONGER, **(LATE_BUDGET | LATE[name]))
-    start, few = time.process_time(), (data[0][:2], data[1][:2])
-    mdn.fit(model, data, few, config=recipe, key=jax.random.key(SEED), progress=False)
-    return model, time.process_time() - start
+def processor_seconds(model: nnx.Module, data: tuple, recipe: mdn.TrainingConfig) -> float:
+    """Of one step: the difference of two trainings, so that compilation and evaluation do not count."""
+    few, taken = (data[0][:2], data[1][:2]), []
+    for steps in (12, 12, 36):  # the first compiles
+        start, config = time.process_time(), replace(recipe, steps=steps, evaluate_every=steps)
+        mdn.fit(nnx.clone(model), data, few, config=config, key=jax.random.key(0), progress=False)
+        taken.append(time.process_time() - start)
+    return (taken[2] - taken[1]) / 24
+
+
+def train_long(name: str, directory: Path) -> tuple[nnx.Module, dict]:
+    """A rival for as many processor seconds as the shipped weights, on their pairs; goes on where it was."""
+    data, validation = (
+        (pairs.noisy[::every], pairs.clean[::every])
+        for split, every in (("train", 1), ("validation", CHOSEN_ON))
+        for pairs in [mdn.load_pairs(directory.parent / "pairs.zarr", split)]
+    )
+    variant, run = VARIANTS[name], directory / LONG[name]
+    if variant.dncnn:
+        model = DnCNN(rngs=nnx.Rngs(SEED))
+    else:
+        model = mdn.DenoisingNetwork(replace(NETWORK, **variant.network), rngs=nnx.Rngs(SEED))
+    if not (run / "plan.json").exists():
+        own = processor_seconds(model, data, RECIPE)
+        shipped = processor_seconds(mdn.DenoisingNetwork(NETWORK, rngs=nnx.Rngs(SEED)), data, RECIPE)
+        steps, found = round(sum(sitting.steps for sitting in SITTINGS) * shipped / own), {}
+        for rate in RATES if variant.dncnn else (RECIPE.learning_rate,):
+            few = round(TRIAL * steps)
+            config = replace(RECIPE, steps=few, evaluate_every=few, learning_rate=rate)
+            key = jax.random.key(SEED)
+            tried = mdn.fit(nnx.clone(model), data, validation, config=config, key=key, progress=False)
+            found[rate] = tried.validation_psnr[-1]
+        plan = {"steps": steps, "learning rate": max(found, key=found.get), "rates tried (dB)": found}
+        plan |= {"processor seconds a step": own, "the shipped network's": shipped}
+        write(run / "plan.json", json.dumps(plan, indent=1))
+    plan = json.loads((run / "plan.json").read_text())
+    config = replace(RECIPE, steps=plan["steps"], learning_rate=plan["learning rate"])
+    mdn.fit(model, data, validation, config=config, key=jax.random.key(SEED), directory=run / "run")
+    return model, plan
 
 
 def score(model: nnx.Module, directory: Path) -> dict[str, list[float]]:
-    """Test pairs by recipe: the columns, one value an image; the boundary threshold is tuned for each recipe apart."""
-
-    def method(image):
-        return predict(model, stretch(image)[None])[0]
-
-    scores, splits = {}, [mdn.load_pairs(directory.parent / "pairs.zarr", split) for split in ("validation", "test")]
+    """Validation pairs by recipe: the columns, one value an image; a boundary threshold for each recipe."""
+    pairs, scores = mdn.load_pairs(directory.parent / "pairs.zarr", "validation"), {}
     for kind, varied in (("paper", False), ("varied", True)):
-        tuned, tested = (np.flatnonzero(pairs.varied == varied) for pairs in splits)
-        spread = tuned[np.unique(np.linspace(0, len(tuned) - 1, TUNED_ON).astype(int))]
-        outputs = [
-            [method(pairs.noisy[i]) for i in chosen]
-            for pairs, chosen in zip(splits, (spread, tested[:TESTED_ON]), strict=True)
-        ]
-        threshold = metrics.choose_threshold(outputs[0], splits[0].boundaries[spread])
-        pairs, rows = splits[1], []
-        for i, output in zip(tested, outputs[1], strict=False):
+        those = np.flatnonzero(pairs.varied == varied)
+        those = those[np.unique(np.linspace(0, len(those) - 1, SCORED_ON).astype(int))]  # neighbours share their grains
+        outputs = [predict(model, stretch(pairs.noisy[i])[None])[0] for i in those]
+        threshold = metrics.choose_threshold(outputs, pairs.boundaries[those])
+        rows = []
+        for i, output in zip(those, outputs, strict=True):
             found = metrics.detect_boundaries(output, threshold)
+            clean = predict(model, stretch(pairs.clean[i])[None])[0]
             shape = metrics.boundary_score(found, pairs.boundaries[i])
-            greys = metrics.image_scores(output, pairs.noisy[i], pairs.clean[i])
-            twins = metrics.boundary_recall(found, pairs.twin_boundaries[i])
-            rows.append(greys | {"boundary F": shape.f, "precision": shape.precision, "twin recall": twins})
+            rows.append(
+                metrics.image_scores(output, pairs.noisy[i], pairs.clean[i])
+                | {"boundary F": shape.f, "twin recall": metrics.boundary_recall(found, pairs.twin_boundaries[i])}
+                | {CLEAN: metrics.psnr(clean, pairs.clean[i])}
+            )
         scores |= {f"{kind}, {column}": [float(row[column]) for row in rows] for column in COLUMNS}
     return scores
 
 
-def table(kept: dict, variants: Iterable[str], columns: tuple[str, ...] = GREYS, gaps: dict = GAPS) -> dict:
-    """Means over test pairs and seeds, and the differences to the first row, each with a 95 % interval.
+def table(kept: dict, variants: Iterable[str]) -> dict:
+    """Means over validation pairs and seeds, and the differences to the first row, each with a 95 % interval.
 
     That is by image or, where it is wider and there are three seeds, over these, which says how trainings differ.
     """
@@ -183,18 +193,16 @@ def table(kept: dict, variants: Iterable[str], columns: tuple[str, ...] = GREYS,
         return np.array(run["scores"][column], float)  # what was NaN is null in the file
 
     rows, first = [], kept.get(next(iter(variants)), {})
-    shown = [f"{kind}, {column}" for kind in ("paper", "varied") for column in columns]
+    shown = [f"{kind}, {column}" for kind in ("paper", "varied") for column in COLUMNS]
     head = ["variant", "seeds", "steps", "processor minutes", *shown]
-    pairs = list(product(("paper", "varied"), gaps))
-    head += [name for kind, what in pairs for name in (f"{kind}, {gaps[what]}", f"{kind}, {gaps[what]}, by seed")]
+    pairs = list(product(("paper", "varied"), GAPS))
+    head += [name for kind, what in pairs for name in (f"{kind}, {GAPS[what]}", f"{kind}, {GAPS[what]}, by seed")]
     for variant in variants:
         runs = kept.get(variant, {})
         if not runs:
             continue
         row = [variant, len(runs)]
-        for c in ("steps", "processor minutes"):
-            values = [run[c] for run in runs.values() if run.get(c) is not None]
-            row.append(float(np.mean(values)) if values else None)
+        row += [float(np.mean([run[c] for run in runs.values()])) for c in ("steps", "processor minutes")]
         row += [float(np.mean([np.nanmean(scores(run, c)) for run in runs.values()])) for c in shown]
         shared = [seed for seed in runs if seed in first]
         for kind, what in pairs:
@@ -215,43 +223,43 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--only", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--late", action="store_true", help="from the fourth sitting's weights on, and nothing else")
+    parser.add_argument("--long", action="store_true", help="as long as the shipped weights, and nothing else")
     arguments = parser.parse_args()
     directory = arguments.directory
+    directory.mkdir(parents=True, exist_ok=True)
     held = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    kept, late = held.get("runs", {}), held.get("late", {}).get("runs", {})
+    kept, long = held.get("runs", {}), held.get("long", {})
 
-    def keep(runs: dict, name: str, seed: int, run: dict) -> None:
-        runs.setdefault(name, {})[str(seed)] = run
+    def keep() -> None:
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout
         machine = f"{platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__} on {jax.default_backend()}"
         told = {"command": "python -m benchmarks.ablation", "commit": commit.strip(), "machine": machine}
-        then = told | {"command": "python -m benchmarks.ablation --late", "runs": late}
-        then |= table(late, LATE, COLUMNS, LATE_GAPS)
-        found = {**told, **table(kept, VARIANTS), "runs": kept, "late": then}
-        write(RESULTS, json.dumps(rivals.plain(found), indent=1))
-        print(name, seed, {c: round(float(np.nanmean(v)), 3) for c, v in run["scores"].items()}, flush=True)
+        write(
+            RESULTS, json.dumps(rivals.plain({**told, **table(kept, VARIANTS), "runs": kept, "long": long}), indent=1)
+        )
 
-    if arguments.late:
-        for name in LATE:
-            if name not in late:
-                model, took = train_late(name, directory)
-                run = {"steps": LATE_BUDGET["steps"], "processor minutes": took / 60}
-                keep(late, name, 0, {**run, "scores": score(model, directory)})
-    else:
-        for seed, name in product(range(arguments.seeds), arguments.only):
-            weights = directory / f"{KEPT[name]}.safetensors" if name in KEPT and seed == 0 else None
-            if str(seed) in kept.get(name, {}) and (weights is None or weights.exists()):
-                continue
-            seconds = kept.get("best", {}).get(str(seed), {}).get("processor minutes", 0) * 60
-            directory.mkdir(parents=True, exist_ok=True)
-            model, steps, took = train(VARIANTS[name], directory, seed, seconds, arguments.workers)
-            if weights is not None:
-                save = save_dncnn if VARIANTS[name].dncnn else mdn.save_weights
-                save(weights, model)
-            run = {"steps": steps, "processor minutes": took / 60, "scores": score(model, directory)}
-            keep(kept, name, seed, run)
-    for row in (table(late, LATE, COLUMNS, LATE_GAPS) if arguments.late else table(kept, VARIANTS))["rows"]:
+    def save(name: str, weights: Path, model: nnx.Module) -> None:
+        (save_dncnn if VARIANTS[name].dncnn else mdn.save_weights)(weights, model)
+
+    if arguments.long:
+        for name in [name for name in LONG if name in arguments.only]:
+            model, long[name] = train_long(name, directory)
+            save(name, directory / f"{LONG[name]}.safetensors", model)
+            keep()
+        return
+    for seed, name in product(map(str, range(arguments.seeds)), arguments.only):
+        file = KEPT[name] if name in KEPT and seed == "0" else f"{name} {seed}"
+        weights = directory / f"{file}.safetensors".replace(" ", "_")
+        if seed in kept.get(name, {}) and (file not in KEPT.values() or weights.exists()):
+            continue
+        seconds = kept.get("best", {}).get(seed, {}).get("processor minutes", 0) * 60
+        model, steps, took = train(VARIANTS[name], directory, int(seed), seconds, arguments.workers)
+        save(name, weights, model)
+        run = {"steps": steps, "processor minutes": took / 60, "scores": score(model, directory)}
+        kept.setdefault(name, {})[seed] = run
+        keep()
+        print(name, seed, {c: round(float(np.nanmean(v)), 3) for c, v in run["scores"].items()}, flush=True)
+    for row in table(kept, VARIANTS)["rows"]:
         print(" | ".join(rivals.cell(v) for v in row))
 
 

@@ -52,12 +52,12 @@ STEPS = {
     "scale": "full resolution, as wide for the same work",
     "schedule": "Adam at 1e-4, constant",
     "symmetries": "no symmetries",
-    "boundaries": "boundaries weigh more in the loss",
-    "clean_share": "a tenth of the crops clean",
+    "clean_share": "no clean crops",
     "dropout_until": "dropout to the end",
-    "edges": "no edges in the loss",
-    "average": "no averaged weights",
-    "grey_jitter": "no grey jitter",
+    "edges": "edges in the loss",
+    "boundaries": "boundaries weigh more in the loss",
+    "average": "averaged weights",
+    "grey_jitter": "grey jitter",
 }
 
 
@@ -386,10 +386,10 @@ def trust(uncertainty: dict) -> list[str]:
     return lines
 
 
-def steps_kept(ablation: dict, settled: str = "") -> list[str]:
-    """What each step of the recipe is worth on its own, early and late, and whether the last sitting takes it."""
+def steps_kept(ablation: dict) -> list[str]:
+    """What each step of the recipe is worth on its own, and whether it is taken."""
     rows, of = {row[0]: row for row in ablation.get("rows", [])}, ablation.get("columns", [])
-    gaps = [f"{kind}, aligned gap (dB)" for kind in ("paper", "varied")]
+    gaps = [f"{kind}, {gap}" for gap in ("aligned gap (dB)", "clean in gap (dB)") for kind in ("paper", "varied")]
     if not rows or not set(gaps) <= {*of}:
         return ["What each step is worth is not measured here: `python -m benchmarks.ablation`.", ""]
     lines = []
@@ -398,32 +398,13 @@ def steps_kept(ablation: dict, settled: str = "") -> list[str]:
             value = getattr(NETWORK if step == "scale" else SITTINGS[-1], step)
             cells = [rows[variant][of.index(gap)] for gap in (*gaps, "seeds")]
             lines.append([f"`{step}`", f"`{value}`", variant, *cells])
-    late = ablation.get("late", ABSENT)
-    places = [i for i, name in enumerate(late["columns"]) if i == 0 or name.endswith(("gap", "gap (dB)"))]
-    later = markdown([late["columns"][i] for i in places], [[row[i] for i in places] for row in late["rows"]], 3)
     return [
-        "Steps of the recipe one by one, as the ablation found them early in a training of half the width (weight of",
-        "the boundaries there: 4); a gap is that of the row's variant to the ablation's first row, which has the steps",
-        "of the first sitting. What gained nothing is left out of the last sitting; the earlier ones had it"
-        + (f", and of the average that is shipped they are {1 - float(settled.split()[0]):.0%}" if settled else "")
-        + ". The tables are of test pairs, and so helped to choose the last recipe.",
+        "Steps of the recipe one by one, as the ablation found them on validation pairs, early in a training of half",
+        "the width (weight of the boundaries there: 4); a gap is that of the row's variant to the recipe. *Clean in*:",
+        "PSNR of a truth to itself.",
         "",
-        *markdown(["step", "in the last sitting", "variant", *gaps, "seeds"], lines),
+        *markdown(["step", "in the recipe", "variant", *gaps, "seeds"], lines),
         "",
-        "Clean crops are kept for what these columns do not hold, clean images in; dropout ends for the statistics",
-        "of the batch norms, and twins and looks of etching are in the pairs since micrographs have them.",
-        "",
-        *(
-            [
-                "And late, going on from the fourth sitting's weights for as many steps each (one seed;",
-                f"`{late['command']}`):",
-                "",
-                *later,
-                "",
-            ]
-            if late["rows"]
-            else []
-        ),
     ]
 
 
@@ -455,7 +436,7 @@ def card(
     columns = [name for name in ("pairs", "n", "method", *SHOWN) if name in table["columns"]]
     places = [table["columns"].index(name) for name in columns]
     measured = markdown(columns, [[row[i] for i in places] for row in table["rows"] if row[2] != "truth"])
-    short = any(str(row[2]).endswith(", short") for row in table["rows"])
+    short, long = (any(str(row[2]).endswith(end) for row in table["rows"]) for end in (", short", ", as long"))
     targets = markdown(
         ["target", "wanted", "found", ""],
         [[*row[:3], "met" if row[3] else "**missed**"] for row in rivals.get("targets", ABSENT)["rows"]],
@@ -466,7 +447,6 @@ def card(
     sizes_of = [[row[i] for i in by_size] for row in (sizes_of["columns"], *sizes_of["rows"])]
     seconds = rivals.get("seconds", ABSENT)
     sizes = [f"{n} {split} ({v} varied)" for split, (n, v) in results["pairs"].items()]
-    averaged = "of the way" in settled.get("settled", "")
     rising = best == len(psnr) - 1 > 0 and psnr[-1] > psnr[-2]
     references = (
         "Test pairs whose reference is a procedural stand-in, not a region of a real micrograph: "
@@ -497,13 +477,11 @@ def card(
             *failures(rivals),
             "## Trained on",
             f"Pairs of {PAIRS.shape[0]} x {PAIRS.shape[1]} px: {', '.join(sizes)}; {PAIRS.n_test} more to test; from",
-            f"{PAIRS.n_runs} phase-field runs (`{PAIRS}`)."
-            + f" In the last sittings {results.get('sharp')} more, degraded in space alone."
-            * bool(results.get("sharp")),
+            f"{PAIRS.n_runs} phase-field runs (`{PAIRS}`).",
             f"Every {CHOSEN_ON}th of the {counts['validation']} validation pairs chose the best checkpoint"
             + (
-                f"; every {SETTLED_ON}th settled whether that, the last, or an average of the last and those that the "
-                f"sitting started from is shipped, by boundary F among those within {WITHIN} dB of the highest PSNR: "
+                f"; every {SETTLED_ON}th settled whether that or the last is shipped, by boundary F among those within "
+                f"{WITHIN} dB of the highest PSNR: "
                 + ", ".join(
                     f"{name} (" + ", ".join(f"{what} {value:.3f}" for what, value in score.items()) + ")"
                     for name, score in settled["validation"].items()
@@ -530,12 +508,8 @@ def card(
             "",
             f"{history['seconds'][-1] / 3600:.2f} h ({results['machine']}), seed {SEED}"
             + (f", after {earlier:.2f} h in earlier sittings: `{sittings}`. " if earlier else ". "),
-            f"Shipped are those of step {history['step'][best]}"
-            + (f", {settled['settled']}" if averaged else "")
-            + f": {settled.get('validation_psnr_db', psnr[best]):.2f} dB on the pairs that choose checkpoints."
-            + " The sitting's own end lost more PSNR than is allowed for the boundaries that it gained; averages with"
-            " the weights it started from were tried once that was seen."
-            * (averaged and settle({k: v for k, v in settled["validation"].items() if "way" not in k}) == "before")
+            f"Shipped are those of step {history['step'][best]}:"
+            f" {settled.get('validation_psnr_db', psnr[best]):.2f} dB on the pairs that choose checkpoints."
             + (
                 f" The sitting before had ended at {sittings[-1]['validation_psnr_db']:.2f} dB on the same pairs."
                 if sittings
@@ -544,7 +518,7 @@ def card(
             + f" Validation PSNR was still rising at the last step, from {psnr[best - 1]:.2f} dB at step"
             f" {history['step'][best - 1]}: training ended before it had stopped gaining." * rising,
             "",
-            *steps_kept(ablation or {}, settled.get("settled", "") if averaged else ""),
+            *steps_kept(ablation or {}),
             "What each part of network and pairs is worth: the table of the ablation, in",
             "[results/ablation.json](../../benchmarks/results/ablation.json) (`python -m benchmarks.ablation`), drawn",
             "in [notebook 04](../../notebooks/04_evaluation.ipynb).",
@@ -555,8 +529,9 @@ def card(
             "which takes images for independent, though several share a phase-field run or a micrograph. *Chance*: the",
             "true lines, shifted by half the field; the denser they are, the more a line says nothing.",
             *[
-                "Rows named *short* were trained briefly (how long: the ablation); compare them with each other. No",
-                "DnCNN was trained for as long as the shipped weights.",
+                "Rows named *short* were trained briefly (how long: the ablation); compare them with each other."
+                + " Those named *as long* had the shipped weights' processor time, on the same pairs." * long
+                + " No DnCNN was trained for as long as the shipped weights." * (not long),
             ]
             * short,
             "",
