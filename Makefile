@@ -14,7 +14,7 @@ RUN       := $(PY) notebooks/reproduce.py
 LAB_KEYS   = $(addprefix metadata.language_info.,codemirror_mode file_extension mimetype nbconvert_exporter \
 	pygments_lexer version)
 STRIP      = $(PY) -m nbstripout --keep-id --extra-keys "$(strip $(LAB_KEYS))"
-STUDIES    = rivals uncertainty attention ablation
+STUDIES    = ablation rivals uncertainty attention
 BENCHMARKS = phase_field inference training
 # What a browser may send at once: Tornado closes the connection above 10 MB, and an upload would be lost in silence.
 UPLOADS    = '--ServerApp.tornado_settings={"websocket_max_message_size": 200000000}'
@@ -64,7 +64,7 @@ weights: env  ## train the shipped weights anew, or go on: hours, needs the real
 bench: env  ## the side-by-side tables of benchmarks/
 	@set -e; for name in $(BENCHMARKS); do echo "== $$name"; MPLBACKEND=Agg $(PY) -m benchmarks.$$name $(ARGS); done
 
-studies: env  ## rivals, uncertainty, attention, ablation, on the pairs of `make weights`: an hour or more
+studies: env  ## ablation, rivals, uncertainty, attention, on the pairs of `make weights`: an hour or more
 	@set -e; for study in $(STUDIES); do echo "== $$study"; MPLBACKEND=Agg $(PY) -m benchmarks.$$study; done
 
 test: lint  ## lint, then the tests
