@@ -6,9 +6,6 @@ shipped was chosen by them, and the test pairs are left for the end. DnCNN gets 
 took instead. The network is half as wide as the shipped one and the training short: the table says what each part is
 worth at this budget. Rows go to results/ablation.json one by one; their weights stay beside the pairs, where
 `benchmarks.rivals` finds those of the first three, which are trained again where they are gone.
-
-`--long` trains DnCNN and the network without attention for as long as the shipped weights were: for as many steps as
-take the same processor seconds, by the time of a step of each, on all the pairs that these saw.
 """
 
 from __future__ import annotations
@@ -30,7 +27,7 @@ from flax import nnx
 
 import mdn
 from benchmarks import rivals
-from benchmarks.shipped_weights import CHOSEN_ON, NETWORK, PAIRS, RECIPE, SEED, SITTINGS, write
+from benchmarks.shipped_weights import NETWORK, PAIRS, RECIPE, write
 from mdn import metrics
 from mdn.baselines import DnCNN, save_dncnn
 from mdn.network import stretch
@@ -40,9 +37,7 @@ RESULTS = Path(__file__).parent / "results" / "ablation.json"
 SMALL = replace(PAIRS, n_pairs=375, n_test=0, n_runs=250)
 BUDGET = {"steps": 500, "crop": 96, "learning_rate": 2e-3, "evaluate_every": 500}
 KEPT = {"best": "network_short", "DnCNN": "DnCNN_short", "no attention": "no_attention_short"}
-LONG = {"DnCNN": "DnCNN_as_long", "no attention": "no_attention_as_long"}
-RATES = (5e-4, 1e-3, 2e-3)  # of DnCNN, tried for `TRIAL` of its steps where it is trained long
-TRIAL = 0.05
+RATES = (5e-4, 1e-3, 2e-3)  # of DnCNN
 RATED_ON, SCORED_ON = 16, 40  # validation pairs that choose DnCNN's rate; those of each recipe that score a row
 CLEAN = "clean in"  # PSNR of a truth to itself
 COLUMNS = ("raw PSNR", "aligned PSNR", "SSIM", "boundary F", "twin recall", CLEAN)
@@ -120,47 +115,6 @@ def train_dncnn(data: tuple, validation: tuple, recipe: mdn.TrainingConfig, seco
     return model, steps, took
 
 
-def processor_seconds(model: nnx.Module, data: tuple, recipe: mdn.TrainingConfig) -> float:
-    """Of one step: the difference of two trainings, so that compilation and evaluation do not count."""
-    few, taken = (data[0][:2], data[1][:2]), []
-    for steps in (12, 12, 36):  # the first compiles
-        start, config = time.process_time(), replace(recipe, steps=steps, evaluate_every=steps)
-        mdn.fit(nnx.clone(model), data, few, config=config, key=jax.random.key(0), progress=False)
-        taken.append(time.process_time() - start)
-    return (taken[2] - taken[1]) / 24
-
-
-def train_long(name: str, directory: Path) -> tuple[nnx.Module, dict]:
-    """A rival for as many processor seconds as the shipped weights, on their pairs; goes on where it was."""
-    data, validation = (
-        (pairs.noisy[::every], pairs.clean[::every])
-        for split, every in (("train", 1), ("validation", CHOSEN_ON))
-        for pairs in [mdn.load_pairs(directory.parent / "pairs.zarr", split)]
-    )
-    variant, run = VARIANTS[name], directory / LONG[name]
-    if variant.dncnn:
-        model = DnCNN(rngs=nnx.Rngs(SEED))
-    else:
-        model = mdn.DenoisingNetwork(replace(NETWORK, **variant.network), rngs=nnx.Rngs(SEED))
-    if not (run / "plan.json").exists():
-        own = processor_seconds(model, data, RECIPE)
-        shipped = processor_seconds(mdn.DenoisingNetwork(NETWORK, rngs=nnx.Rngs(SEED)), data, RECIPE)
-        steps, found = round(sum(sitting.steps for sitting in SITTINGS) * shipped / own), {}
-        for rate in RATES if variant.dncnn else (RECIPE.learning_rate,):
-            few = round(TRIAL * steps)
-            config = replace(RECIPE, steps=few, evaluate_every=few, learning_rate=rate)
-            key = jax.random.key(SEED)
-            tried = mdn.fit(nnx.clone(model), data, validation, config=config, key=key, progress=False)
-            found[rate] = tried.validation_psnr[-1]
-        plan = {"steps": steps, "learning rate": max(found, key=found.get), "rates tried (dB)": found}
-        plan |= {"processor seconds a step": own, "the shipped network's": shipped}
-        write(run / "plan.json", json.dumps(plan, indent=1))
-    plan = json.loads((run / "plan.json").read_text())
-    config = replace(RECIPE, steps=plan["steps"], learning_rate=plan["learning rate"])
-    mdn.fit(model, data, validation, config=config, key=jax.random.key(SEED), directory=run / "run")
-    return model, plan
-
-
 def score(model: nnx.Module, directory: Path) -> dict[str, list[float]]:
     """Validation pairs by recipe: the columns, one value an image; a boundary threshold for each recipe."""
     pairs, scores = mdn.load_pairs(directory.parent / "pairs.zarr", "validation"), {}
@@ -223,30 +177,18 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--only", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--long", action="store_true", help="as long as the shipped weights, and nothing else")
     arguments = parser.parse_args()
     directory = arguments.directory
     directory.mkdir(parents=True, exist_ok=True)
     held = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    kept, long = held.get("runs", {}), held.get("long", {})
+    kept = held.get("runs", {})
 
     def keep() -> None:
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout
         machine = f"{platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__} on {jax.default_backend()}"
         told = {"command": "python -m benchmarks.ablation", "commit": commit.strip(), "machine": machine}
-        write(
-            RESULTS, json.dumps(rivals.plain({**told, **table(kept, VARIANTS), "runs": kept, "long": long}), indent=1)
-        )
+        write(RESULTS, json.dumps(rivals.plain({**told, **table(kept, VARIANTS), "runs": kept}), indent=1))
 
-    def save(name: str, weights: Path, model: nnx.Module) -> None:
-        (save_dncnn if VARIANTS[name].dncnn else mdn.save_weights)(weights, model)
-
-    if arguments.long:
-        for name in [name for name in LONG if name in arguments.only]:
-            model, long[name] = train_long(name, directory)
-            save(name, directory / f"{LONG[name]}.safetensors", model)
-            keep()
-        return
     for seed, name in product(map(str, range(arguments.seeds)), arguments.only):
         file = KEPT[name] if name in KEPT and seed == "0" else f"{name} {seed}"
         weights = directory / f"{file}.safetensors".replace(" ", "_")
@@ -254,7 +196,7 @@ def main() -> None:
             continue
         seconds = kept.get("best", {}).get(seed, {}).get("processor minutes", 0) * 60
         model, steps, took = train(VARIANTS[name], directory, int(seed), seconds, arguments.workers)
-        save(name, weights, model)
+        (save_dncnn if VARIANTS[name].dncnn else mdn.save_weights)(weights, model)
         run = {"steps": steps, "processor minutes": took / 60, "scores": score(model, directory)}
         kept.setdefault(name, {})[seed] = run
         keep()

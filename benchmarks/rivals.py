@@ -69,7 +69,6 @@ from mdn.synthesis import stand_in
 RESULTS = Path(__file__).parent / "results" / "rivals.json"
 NETWORK, NOISY, TRUTH, CHANCE = "network", "noisy", "truth", "chance"
 SHORT = ("network, short", "no attention, short", "DnCNN, short")  # trained briefly by benchmarks.ablation
-LONG = ("no attention, as long", "DnCNN, as long")  # as the network, by its `--long`
 EVERYWHERE = {"speckle", "illumination", "noise", "jpeg", "mottle"}  # kinds that have no inside and no outside
 SCRATCHES = ("deep_scratch", "faint_scratch")
 LOWER = {
@@ -554,10 +553,6 @@ def targets(parts: dict[str, Table]) -> Table:
             for name in ("raw PSNR", "aligned PSNR", "boundary F"):
                 low = over[column[name]][1]
                 reach(f"{recipe}: {name} over DnCNN, both briefly trained (low end)", 0, low, strictly=True)
-        if over := gains.get((recipe, f"{NETWORK} - {LONG[1]}")):
-            for name in ("raw PSNR", "aligned PSNR", "boundary F"):
-                low = over[column[name]][1]
-                reach(f"{recipe}: {name} over DnCNN, trained as long (low end)", 0, low, strictly=True)
         for name in ("boundary F", "precision"):
             reach(f"{recipe}: {name} over noisy (low end)", 0, noisy[column[name]][1], strictly=True)
         reach(f"{recipe}: recall over noisy", 0, noisy[column["recall"]][0])
@@ -661,9 +656,10 @@ def main() -> None:
     if any("=" not in text for text in args.weights):
         parser.error(f"--weights {args.weights}: NAME=PATH is accepted")
     weights = {name: Path(path) for name, path in (text.split("=", 1) for text in args.weights)}
-    trained = {name: name.replace(", ", "_").replace(" ", "_") for name in (*SHORT, *LONG)}
-    trained = {name: args.directory / "ablation" / f"{file}.safetensors" for name, file in trained.items()}
-    weights = {name: path for name, path in trained.items() if path.exists()} | weights
+    short = {
+        name: args.directory / "ablation" / f"{name.replace(', ', '_').replace(' ', '_')}.safetensors" for name in SHORT
+    }
+    weights = {name: path for name, path in short.items() if path.exists()} | weights
     wanted = args.parts or [name for name in known if name != "seconds"]
     bench = prepare(args.directory, QUICK if args.quick else Sizes(), weights) if wanted != ["targets"] else None
     held = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() and not args.quick else {}
