@@ -35,10 +35,10 @@ from mdn.training import predict
 
 RESULTS = Path(__file__).parent / "results" / "ablation.json"
 SMALL = replace(PAIRS, n_pairs=375, n_test=0, n_runs=250)
-BUDGET = {"steps": 500, "crop": 96, "learning_rate": 2e-3, "evaluate_every": 500}
+BUDGET = {"steps": 400, "crop": 96, "learning_rate": 2e-3, "evaluate_every": 400}
 KEPT = {"best": "network_short", "DnCNN": "DnCNN_short", "no attention": "no_attention_short"}
 RATES = (5e-4, 1e-3, 2e-3)  # of DnCNN
-RATED_ON, SCORED_ON = 16, 40  # validation pairs that choose DnCNN's rate; those of each recipe that score a row
+RATED_ON, SCORED_ON = 16, 32  # validation pairs that choose DnCNN's rate; those of each recipe that score a row
 CLEAN = "clean in"  # PSNR of a truth to itself
 COLUMNS = ("raw PSNR", "aligned PSNR", "SSIM", "boundary F", "twin recall", CLEAN)
 GAPS = {"aligned PSNR": "aligned gap (dB)", "boundary F": "F gap", CLEAN: "clean in gap (dB)"}

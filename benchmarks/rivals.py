@@ -86,7 +86,8 @@ FACTORS = (1, 2, 4)  # of the steel's magnification, downwards
 DIAMETERS = (0, 15, 25, 50, math.inf)  # px, edges of the bins
 RESCALED = ((0.5, 0.25), (0.3, 0.05), (0.8, 0.1))  # gain and offset that clip nothing
 SEAM = 16  # px beside the grains that do not count as blank
-TO_ITSELF = {f"{column} to untouched": column for column in ("raw PSNR", "aligned PSNR", "SSIM")}
+TO_ITSELF = {f"{column} to untouched": column for column in ("raw PSNR", "aligned PSNR", "matched PSNR", "SSIM")}
+ADDED = (*TO_ITSELF, "PSNR outside", "PSNR on the band")  # nothing to be held to where nothing was added
 Table = dict[str, list | dict]
 
 
@@ -454,10 +455,10 @@ def steel(bench: Bench) -> Table:
             each = {name: [] for name in recipe.compared()}
             for draw in range(bench.sizes.draws if strength else 1):
                 strengths = DefectStrengths(**dict.fromkeys(KINDS, strength) | {"thick_boundary": 0.0})
-                dirty, _ = add_defects(small, edges, strengths=strengths, key=jax.random.fold_in(bench.key, draw))
+                dirty, kinds = add_defects(small, edges, strengths=strengths, key=jax.random.fold_in(bench.key, draw))
                 for name, method in recipe.compared().items():
-                    found = on_steel(method(dirty), dirty, small, edges, grains, recipe.threshold(name))
-                    each[name].append(found | ({} if strength else dict.fromkeys(TO_ITSELF, math.nan)))
+                    found = on_steel(method(dirty), dirty, small, kinds, edges, grains, recipe.threshold(name))
+                    each[name].append(found | ({} if strength else dict.fromkeys(ADDED, math.nan)))
             rows += [
                 [factor, strength, name, len(s), *(mean_interval([x[c] for x in s]) for c in s[0])]
                 for name, s in each.items()
@@ -474,13 +475,14 @@ def steel(bench: Bench) -> Table:
     return {"columns": columns, "rows": rows}
 
 
-def on_steel(output, dirty, untouched, edges, grains, threshold: float) -> dict[str, float]:
-    """Columns of the steel for one output on a micrograph with defects added, and what it was before these."""
+def on_steel(output, dirty, untouched, kinds, edges, grains, threshold: float) -> dict[str, float]:
+    """Columns of the steel for one output on a micrograph with defects (bits `kinds`), and what it was before these."""
     segmented = mdn.segment_grains(output, threshold)
     shape = boundary_score(detect_boundaries(output, threshold), edges)
     split, merge = variation_of_information(segmented, grains)
     greys = grain_grey_error(match_histograms(output, dirty), dirty, grains)
-    scores = image_scores(output, dirty, untouched)
+    scores, aligned, truth = image_scores(output, dirty, untouched), align(output, untouched), untouched.astype(float)
+    local, scratches = (kinds & bits(some) > 0 for some in (set(KINDS) - EVERYWHERE, SCRATCHES))
     return {
         "precision": shape.precision,
         "recall": shape.recall,
@@ -491,6 +493,11 @@ def on_steel(output, dirty, untouched, edges, grains, threshold: float) -> dict[
         "grain grey median": greys.median,
         "grain grey p95": greys.p95,
         **{name: scores[column] for name, column in TO_ITSELF.items()},
+        "PSNR inside defects": masked_psnr(aligned, truth, local),
+        "PSNR outside": masked_psnr(aligned, truth, ~local),
+        "PSNR on the band": masked_psnr(aligned, truth, boundary_band(edges)),
+        "defects restored": restored_share(aligned, truth, local),
+        "scratches restored": restored_share(aligned, truth, scratches),
     }
 
 
