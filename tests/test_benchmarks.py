@@ -160,11 +160,12 @@ def test_other_parts_tell_what_was_done(bench, monkeypatch):
     for row in rows:
         assert row[-1] is None or row[2] != "noisy" or row[-1] == 0
         assert row[of["grain grey p95"]].mean == 0 or row[2] != "noisy"
-        assert np.isnan(row[of["raw PSNR to untouched"]].mean) == (row[1] == 0)
+        for column in ("raw PSNR to untouched", "PSNR outside", "PSNR inside defects", "scratches restored"):
+            assert np.isnan(row[of[column]].mean) == (row[1] == 0)
     clean, dirty = rows[0], rows[9]
     assert clean[of["boundary F"]].mean > 0.7 and clean[of["G error"]].mean < 0.5
     assert dirty[of["VoI split"]].mean + dirty[of["VoI merge"]].mean > clean[of["VoI split"]].mean
-    assert dirty[of["raw PSNR to untouched"]].mean < 25
+    assert dirty[of["raw PSNR to untouched"]].mean < 25 and dirty[of["scratches restored"]].mean < 0.9
 
     def missing(name):
         raise FileNotFoundError("none")
