@@ -53,17 +53,18 @@ RESULTS = Path(__file__).parent / "results" / "shipped_weights.json"
 RIVALS = RESULTS.with_name("rivals.json")
 UNCERTAINTY = RESULTS.with_name("uncertainty.json")
 ABLATION = RESULTS.with_name("ablation.json")
-# a step of the recipe, and the row of the ablation that leaves it out or puts it in
+FORMER = RESULTS.with_name("ablation_former.json")  # of the pairs before, which chose the last sitting's recipe
+# a step of the recipe, the row of the ablation that leaves it out or puts it in, and that of the former ablation
 STEPS = {
-    "scale": "full resolution, as wide for the same work",
-    "schedule": "Adam at 1e-4, constant",
-    "symmetries": "no symmetries",
-    "clean_share": "no clean crops",
-    "dropout_until": "dropout to the end",
-    "edges": "edges in the loss",
-    "boundaries": "boundaries weigh more in the loss",
-    "average": "averaged weights",
-    "grey_jitter": "grey jitter",
+    "scale": ("full resolution, as wide for the same work",) * 2,
+    "schedule": ("Adam at 1e-4, constant",) * 2,
+    "symmetries": ("no symmetries",) * 2,
+    "clean_share": ("no clean crops", "a tenth of the crops clean"),
+    "dropout_until": ("dropout to the end",) * 2,
+    "edges": ("edges in the loss", "no edges in the loss"),
+    "boundaries": ("boundaries weigh more in the loss",) * 2,
+    "average": ("averaged weights", "no averaged weights"),
+    "grey_jitter": ("grey jitter", "no grey jitter"),
 }
 
 
@@ -393,26 +394,47 @@ def trust(uncertainty: dict) -> list[str]:
     return lines
 
 
-def steps_kept(ablation: dict) -> list[str]:
-    """What each step of the recipe is worth on its own, and whether it is taken."""
-    rows, of = {row[0]: row for row in ablation.get("rows", [])}, ablation.get("columns", [])
-    gaps = [f"{kind}, {gap}" for gap in ("aligned gap (dB)", "clean in gap (dB)") for kind in ("paper", "varied")]
-    if not rows or not set(gaps) <= {*of}:
-        return ["What each step is worth is not measured here: `python -m benchmarks.ablation`.", ""]
-    lines = []
-    for step, variant in STEPS.items():
-        if variant in rows:
-            value = getattr(NETWORK if step == "scale" else SITTINGS[-1], step)
-            cells = [rows[variant][of.index(gap)] for gap in (*gaps, "seeds")]
-            lines.append([f"`{step}`", f"`{value}`", variant, *cells])
-    return [
-        "Steps of the recipe one by one, as the ablation found them on validation pairs, early in a training of half",
-        "the width (weight of the boundaries there: 4); a gap is that of the row's variant to the recipe. *Clean in*:",
-        "PSNR of a truth to itself.",
-        "",
-        *markdown(["step", "in the recipe", "variant", *gaps, "seeds"], lines),
+def steps_kept(ablation: dict, former: dict) -> list[str]:
+    """What each step of the recipe is worth on its own, now and before it was chosen, and whether it is taken."""
+
+    def steps(table: dict, which: int, gaps: list[str]) -> list[str]:
+        rows, of, lines = {row[0]: row for row in table.get("rows", [])}, table.get("columns", []), []
+        for step, variants in STEPS.items():
+            if variants[which] in rows and {*gaps} <= {*of}:
+                value = getattr(NETWORK if step == "scale" else SITTINGS[-1], step)
+                cells = [rows[variants[which]][of.index(gap)] for gap in (*gaps, "seeds")]
+                lines.append([f"`{step}`", f"`{value}`", variants[which], *cells])
+        return [*markdown(["step", "in the last sitting", "variant", *gaps, "seeds"], lines), ""] if lines else []
+
+    greys, clean = ([f"{k}, {gap} gap (dB)" for k in ("paper", "varied")] for gap in ("aligned", "clean in"))
+    now, then = steps(ablation, 0, greys + clean), steps(former, 1, greys)
+    late = former.get("late", ABSENT)
+    places = [i for i, name in enumerate(late["columns"]) if i == 0 or name.endswith(("gap", "gap (dB)"))]
+    told = [
+        "Steps of the recipe one by one, early in a training of half the width (weight of the boundaries there: 4).",
         "",
     ]
+    if now:
+        told += ["On validation pairs, as gaps of the row's variant to the recipe (*clean in*: a truth to itself):", ""]
+        told += now
+    else:
+        told += ["What each step is worth is not measured here: `python -m benchmarks.ablation`.", ""]
+    if then:
+        told += [
+            "And what chose the recipe of the last sitting: the same on the pairs before, scored on their test pairs,",
+            "which are retired; gaps to a first row that had `edges`, `average` and `grey_jitter` and no clean crops",
+            f"(results/{FORMER.name}, of commit {former['commit']}):",
+            "",
+            *then,
+        ]
+    if late["rows"]:
+        told += [
+            "Late, going on from the fourth sitting's weights for as many steps each, one seed:",
+            "",
+            *markdown([late["columns"][i] for i in places], [[row[i] for i in places] for row in late["rows"]], 3),
+            "",
+        ]
+    return told
 
 
 def kflop_a_pixel(network: mdn.DenoisingNetwork, side: int = 256) -> float:
@@ -428,6 +450,7 @@ def card(
     uncertainty: dict | None = None,
     borrowed: dict | None = None,
     ablation: dict | None = None,
+    former: dict | None = None,
 ) -> str:
     """The model card, every number from a run; borrowed: see `borrowed_references`."""
     history, counts, registry = results["history"], PAIRS.counts(), mdn.micrographs.sources()
@@ -522,7 +545,7 @@ def card(
             + f" Validation PSNR was still rising at the last step, from {psnr[best - 1]:.2f} dB at step"
             f" {history['step'][best - 1]}: training ended before it had stopped gaining." * rising,
             "",
-            *steps_kept(ablation or {}),
+            *steps_kept(ablation or {}, former or {}),
             "What each part of network and pairs is worth: the table of the ablation, in",
             "[results/ablation.json](../../benchmarks/results/ablation.json) (`python -m benchmarks.ablation`), drawn",
             "in [notebook 04](../../notebooks/04_evaluation.ipynb).",
@@ -596,7 +619,7 @@ def main() -> None:
     if arguments.card:
         pairs = arguments.directory / "pairs.zarr"
         borrowed = borrowed_references(mdn.load_pairs(pairs, "test")) if pairs.exists() else {}
-        told = card(*(read_study(path) for path in (RESULTS, RIVALS, UNCERTAINTY)), borrowed, read_study(ABLATION))
+        told = card(*map(read_study, (RESULTS, RIVALS, UNCERTAINTY)), borrowed, *map(read_study, (ABLATION, FORMER)))
         write(SHIPPED.with_name("MODEL_CARD.md"), told)
         return
     directory = arguments.directory

@@ -282,9 +282,9 @@ def written(monkeypatch, denoiser):
     history = {"step": [200, 400], "seconds": [60.0, 120.0], "validation_psnr": [19.1, 19.4]}
     training = {"history": history, "machine": "one", "pairs": {"train": [24, 14]}}
 
-    def write(rivals, uncertainty=None, borrowed=None, ablation=None, psnr=(19.1, 19.4)):
+    def write(rivals, uncertainty=None, borrowed=None, ablation=None, former=None, psnr=(19.1, 19.4)):
         history["validation_psnr"] = list(psnr)
-        return shipped_weights.card(training, rivals, uncertainty, borrowed, ablation)
+        return shipped_weights.card(training, rivals, uncertainty, borrowed, ablation, former)
 
     return write
 
@@ -355,7 +355,14 @@ def test_card_tells_what_each_step_is_worth_and_whether_it_is_taken(written):
     text = written(measured()["rivals"], ablation=table)
     taken = shipped_weights.SITTINGS[-1].symmetries
     assert f"| `symmetries` | `{taken}` | no symmetries |{' -0.30 ± 0.25 |' * 4} 4 |" in text
-    assert "python -m benchmarks.ablation`" in written({})
+    assert "python -m benchmarks.ablation`" in written({}) and "Late, going on" not in text
+    row = ["no edges in the loss", 3, [0.07, 0.0, 0.14], [0.12, 0.0, 0.24]]
+    late = {"columns": ["variant", "paper, F", "paper, F gap"], "rows": [["other", 0.9, [0.002, 0.001, 0.003]]]}
+    columns = ["variant", "seeds", "paper, aligned gap (dB)", "varied, aligned gap (dB)"]
+    former = {"columns": columns, "rows": [row], "late": late, "commit": "abc"}
+    text = written(measured()["rivals"], ablation=table, former=former)
+    assert "| `edges` | `0.0` | no edges in the loss | 0.07 ± 0.07 | 0.12 ± 0.12 | 3 |" in text
+    assert "| other | 0.002 ± 0.001 |" in text and "of commit abc" in text
 
 
 def test_boundaries_settle_what_is_shipped_among_the_near(monkeypatch):
