@@ -43,7 +43,7 @@ FURTHER = replace(FIRST, steps=800, learning_rate=6e-4, clean_share=0.1, dropout
 SHARPER = replace(FURTHER, steps=1400, learning_rate=8e-4, dropout_until=0.0)
 LONGER = replace(SHARPER, steps=1600, clean_share=0.15)
 BOUNDARIES = replace(LONGER, steps=2000, boundaries=6.0, edges=0.0, average=0.0, grey_jitter=0.0)
-SITTINGS = (FIRST, FURTHER, SHARPER, LONGER, BOUNDARIES, RECIPE)
+SITTINGS = (FIRST, FURTHER, SHARPER, LONGER, BOUNDARIES, RECIPE, replace(RECIPE, steps=700))
 SEED = 2028
 CHOSEN_ON = 15  # every 15th validation pair chooses the best checkpoint
 SETTLED_ON = 5  # every 5th settles, at the end, whether that or the last is shipped, or neither

@@ -46,9 +46,9 @@ COMPRESSORS = (zarr.codecs.ZstdCodec(), zarr.codecs.Crc32cCodec())  # a chunk th
 WHOLE = {"every chunk is written": True}  # of an array; before, a chunk of zeros was left out
 ZOOM = (0.6, 2.0)  # of the varied pairs' references
 PARTS = {  # of a recipe: what is changed to leave it out
-    "blend": lambda recipe: {"magnitude": 0.0, "match": False},
+    "blend": lambda recipe: {"magnitude": 0.0},
     "partial swaps": lambda recipe: {"magnitude": math.ceil(recipe.magnitude)},
-    "space alone": lambda recipe: {"magnitude": recipe.magnitude or 1.0},
+    "space alone": lambda recipe: {"magnitude": recipe.magnitude or 1.0, "match": recipe.match or not recipe.magnitude},
     "matching": lambda recipe: {"match": False},
     "defects": lambda recipe: {"defects": DefectStrengths(**dict.fromkeys(KINDS, 0.0))},
     "twins": lambda recipe: {"twin_fraction": 0.0},

@@ -132,11 +132,13 @@ def thick_boundary(
     """Corroded boundary layers: dark, of a width that swells and thins along them, on part of the network."""
     rng = generator(key)
     distance = ndimage.distance_transform_edt(~boundaries)
-    attacked = smooth_noise(image.shape, 0.1 * min(image.shape), rng) - rng.uniform(-0.8, 1.0)
+    attacked = np.clip(
+        2 * (smooth_noise(image.shape, 0.1 * min(image.shape), rng) - rng.uniform(-0.8, 1.0)) + 0.5, 0, 1
+    )
     swollen = np.exp(0.35 * smooth_noise(image.shape, rng.uniform(6, 14), rng))
     frayed = rng.uniform(0.2, 0.7) * smooth_noise(image.shape, rng.uniform(1.5, 3), rng)  # px
-    width = (0.5 + rng.uniform(2, 4.5) * strength) * swollen * np.clip(2 * attacked + 0.5, 0, 1)
-    layer = np.clip(width + frayed * (width > 0.5) - distance + 0.5, 0, 1)
+    width = (0.5 + rng.uniform(2, 4.5) * strength) * swollen * attacked
+    layer = np.clip(3 * attacked, 0, 1) * np.clip(width + frayed * (width > 0.5) - distance + 0.5, 0, 1)
     layer *= rng.uniform(0.6, 0.95) * math.sqrt(strength)
     return image * (1 - ndimage.gaussian_filter(layer, 0.7))
 

@@ -91,6 +91,12 @@ def test_corrosion_follows_boundaries():
     assert darker[BOUNDARIES].mean() > 3 * darker[:, 16::32].mean()
 
 
+@pytest.mark.parametrize("strength", [0.1, 1.0])
+def test_corrosion_leaves_a_part_of_the_boundaries_alone(strength):
+    spared = [(apply("thick_boundary", strength, jax.random.key(k)) == IMAGE)[BOUNDARIES].mean() for k in range(12)]
+    assert 0.2 < np.mean(spared) < 0.8
+
+
 def test_corrosion_swells_along_a_boundary_and_is_no_saw():
     layers = [IMAGE - apply("thick_boundary", 1.0, jax.random.key(k)) > 0.1 for k in range(6)]
     width = np.concatenate([layer[:, 48:81].sum(1) for layer in layers]).reshape(6, 128)
