@@ -214,7 +214,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few images, to see that it runs; nothing is written")
     args = parser.parse_args()
     n, silenced = (8, 2) if args.quick else (args.n, args.silenced)
-    found = measure(mdn.load_denoiser(args.weights), mdn.load_pairs(args.directory / "pairs.zarr", "test"), n, silenced)
+    denoiser = mdn.load_denoiser(args.weights)
+    found = measure(denoiser, mdn.load_pairs(args.directory / "pairs.zarr", "test"), n, silenced)
     for name in ("maps", "weights", "set", "silencing"):
         show(name, found[name])
     print("\n" + "\n".join(f"{fact}: {value}" for fact, value in found["facts"].items()))
@@ -223,6 +224,7 @@ def main() -> None:
         "command": " ".join(["python benchmarks/attention.py", *sys.argv[1:]]),
         "commit": commit,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__} on {jax.default_backend()}",
+        "sha256": denoiser.metadata.get("sha256"),
     }
     if not args.quick:
         write(RESULTS, facts | found)

@@ -636,11 +636,11 @@ def plain(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def save(path: Path, name: str, found: Table, command: str) -> None:
+def save(path: Path, name: str, found: Table, command: str, sha256: str | None = None) -> None:
     """Put a part into the file, whole or not at all, and leave the others as they are."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     machine = f"{platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__} on {jax.default_backend()}"
-    facts = {"command": command, "commit": commit, "machine": machine}
+    facts = {"command": command, "commit": commit, "machine": machine} | ({"sha256": sha256} if sha256 else {})
     held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(held | {name: facts | plain(found)}, indent=1).encode())
@@ -675,7 +675,8 @@ def main() -> None:
         held[name] = found
         show(name, found)
         if not args.quick:
-            save(RESULTS, name, found, " ".join(["python benchmarks/rivals.py", *sys.argv[1:]]))
+            whose = bench.denoiser.metadata.get("sha256") if bench else None
+            save(RESULTS, name, found, " ".join(["python benchmarks/rivals.py", *sys.argv[1:]]), whose)
 
 
 if __name__ == "__main__":

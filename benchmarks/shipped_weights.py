@@ -3,7 +3,7 @@
 Makes the pairs in data/shipped/pairs.zarr (real micrographs, found as `mdn.micrographs` finds them), trains in
 data/shipped/run, and writes mdn/weights/denoiser.safetensors after each evaluation that was the best so far.
 `--sitting 1` and above go on from the weights in the box, with the recipes of `SITTINGS`. `--card` writes the model
-card from benchmarks/results: shipped_weights.json, rivals.json, uncertainty.json.
+card from what the studies left in benchmarks/results.
 """
 
 from __future__ import annotations
@@ -37,13 +37,19 @@ RECIPE = mdn.TrainingConfig(
     steps=1000, batch=8, crop=128, learning_rate=8e-4, schedule="cosine", clean_share=0.1, dropout_until=0.5,
     evaluate_every=250,
 )  # fmt: skip
-# how the weights in the box came to be: steps that the ablation has found no gain in since are left out of the last
+# how the weights in the box came to be; the last two leave out edges, averages, jitter and what boundaries weigh more,
+# in none of which the ablation found a gain
 FIRST = replace(RECIPE, steps=3400, learning_rate=1.5e-3, clean_share=0.0, edges=1.0, average=0.998, grey_jitter=0.1)
 FURTHER = replace(FIRST, steps=800, learning_rate=6e-4, clean_share=0.1, dropout_until=0.3)
 SHARPER = replace(FURTHER, steps=1400, learning_rate=8e-4, dropout_until=0.0)
 LONGER = replace(SHARPER, steps=1600, clean_share=0.15)
 BOUNDARIES = replace(LONGER, steps=2000, boundaries=6.0, edges=0.0, average=0.0, grey_jitter=0.0)
 SITTINGS = (FIRST, FURTHER, SHARPER, LONGER, BOUNDARIES, RECIPE, replace(RECIPE, steps=700))
+BEFORE = (  # what the sittings before the last one saw
+    "Five sittings saw as many pairs of seed 2027, the last three of them 800 more that were degraded in space alone,",
+    "as commit dc58ebb makes them; a sixth saw those of this seed as commit d5c2710 does, where corrosion darkened all",
+    "boundaries a little.",
+)
 SEED = 2028
 CHOSEN_ON = 15  # every 15th validation pair chooses the best checkpoint
 SETTLED_ON = 5  # every 5th settles, at the end, whether that or the last is shipped, or neither
@@ -190,12 +196,18 @@ def side_by_side(rows: Rows, key: int, place: int) -> tuple[list[str], dict[tupl
     return list(dict.fromkeys(row[key] for row in rows)), found
 
 
+def other(study: dict) -> str:
+    """That a study is of other weights than those in the box, where it is."""
+    held = mdn.load_denoiser().metadata.get("sha256")
+    return ", **of other weights than these**" if held and study.get("sha256", held) != held else ""
+
+
 def told(rivals: dict, name: str, lines: list[str]) -> list[str]:
     """Lines from one part of the study, with where they come from; that it is missing, where it is."""
     if not rivals.get(name, ABSENT)["rows"]:
         return [f"Not measured here: `python benchmarks/rivals.py {name}`.", ""]
     part = rivals[name]
-    source = f"(`{part['command']}`, commit {part['commit']})" if "command" in part else ""
+    source = f"(`{part['command']}`, commit {part['commit']}{other(part)})" if "command" in part else ""
     return [*lines, *(["", source] if source else []), ""]
 
 
@@ -335,7 +347,7 @@ def causes(table: dict) -> list[str]:
         "Why targets are missed, as far as it is known:",
         "",
         "- Boundary F and twins: thin and faint lamellae are smoothed away, since the least squared error of a "
-        "line that may as well be noise is grey; that errors beside boundaries weighed more in the last "
+        "line that may as well be noise is grey; that errors beside boundaries weighed more in the fifth "
         f"sitting changed little. Of grain boundaries the network keeps {both(ours, 'grain recall')}, "
         f"of twin boundaries {both(ours, 'twin recall')}. On the truth itself the detector finds "
         f"{both(truth, 'twin recall')} of these.",
@@ -372,7 +384,9 @@ def trust(uncertainty: dict) -> list[str]:
         lines += [
             "Pixels of test pairs in the order of `mdn.uncertainty_map`, against their true error. AUSE is 0 for the "
             f"error's own order and 1 for chance: at {best:.2f} to {worst:.2f} the map ranks the pixels {verdict}. "
-            "It says where to look twice; it is no error bar. (Dropout was off in the last sittings.)",
+            "It says where to look twice; it is no error bar."
+            + " (Dropout was off in the last sitting.)"
+            * (not SITTINGS[-1].dropout_until),
             "",
             *markdown(["pairs", "n", "AUSE", "Spearman", "error left without 10 % of the pixels"], rows),
             "",
@@ -421,12 +435,18 @@ def steps_kept(ablation: dict, former: dict) -> list[str]:
         told += ["What each step is worth is not measured here: `python -m benchmarks.ablation`.", ""]
     if then:
         told += [
-            "And what chose the recipe of the last sitting: the same on the pairs before, scored on their test pairs,",
-            "which are retired; gaps to a first row that had `edges`, `average` and `grey_jitter` and no clean crops",
+            "And what chose the recipe of the last sittings: the same on the pairs before, scored on their test pairs,",
+            "whose grains are retired (the regions of micrographs to test on are the same); gaps to a first row that had",
+            "`edges`, `average` and `grey_jitter` and no clean crops "
             f"(results/{FORMER.name}, of commit {former['commit']}):",
             "",
             *then,
         ]
+    told += [
+        "Kept without a gain in greys: clean crops, for clean images in; the end of dropout, for the statistics of",
+        "the batch norms; symmetries and half the resolution, where one kind of pairs gains and the other does not.",
+        "",
+    ] * bool(then)
     if late["rows"]:
         told += [
             "Late, going on from the fourth sitting's weights for as many steps each, one seed:",
@@ -507,9 +527,8 @@ def card(
             *failures(rivals),
             "## Trained on",
             f"Pairs of {PAIRS.shape[0]} x {PAIRS.shape[1]} px: {', '.join(sizes)}; {PAIRS.n_test} more to test; from",
-            f"{PAIRS.n_runs} phase-field runs (`{PAIRS}`). The sittings before the last saw as many of another seed,",
-            "the last three of them 800 more that were degraded in space alone; faint scratches came in families alone",
-            "there, corroded boundaries were frayed and partial swaps took 0.2 to 0.9 of the magnitude.",
+            f"{PAIRS.n_runs} phase-field runs (`{PAIRS}`).",
+            *(BEFORE if sittings else ()),
             f"Every {CHOSEN_ON}th of the {counts['validation']} validation pairs chose the best checkpoint"
             + (
                 f"; every {SETTLED_ON}th settled whether that, the last or those that the sitting started from are "
@@ -538,8 +557,10 @@ def card(
             f"`{SITTINGS[0]}`",
             *[f"then `{recipe}`" for recipe in SITTINGS[1 : 1 + len(sittings)]],
             "",
-            f"{history['seconds'][-1] / 3600:.2f} h ({results['machine']}), seed {SEED}"
-            + (f", after {earlier:.2f} h in earlier sittings: `{sittings}`. " if earlier else ". "),
+            f"{history['seconds'][-1] / 3600:.2f} h ({results['machine']}), seed {SEED + len(sittings)}"
+            + (f", after {earlier:.2f} h in earlier sittings: `{sittings}`" if earlier else "")
+            + " (*of the way*: a mean of a sitting's first and last weights). " * ("of the way" in str(sittings))
+            + ". " * ("of the way" not in str(sittings)),
             f"Shipped are those of step {history['step'][best]}:"
             f" {settled.get('validation_psnr_db', psnr[best]):.2f} dB on the pairs that choose checkpoints."
             + f" Validation PSNR was still rising at the last step, from {psnr[best - 1]:.2f} dB at step"

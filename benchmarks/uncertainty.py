@@ -233,8 +233,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--directory", type=Path, default=Path("data/shipped"), help="where pairs.zarr lies")
     parser.add_argument("--weights", type=Path, help="a safetensors file; the shipped weights by default")
-    parser.add_argument("--n", type=int, default=40, help="test pairs, as many of each recipe as there are")
-    parser.add_argument("--passes", type=int, default=4, help="forward passes of an uncertainty")
+    parser.add_argument("--n", type=int, default=60, help="test pairs, as many of each recipe as there are")
+    parser.add_argument("--passes", type=int, default=8, help="forward passes of an uncertainty")
     parser.add_argument("--quick", action="store_true", help="a few images, to see that it runs; nothing is written")
     args = parser.parse_args()
     n, passes, count = (4, 2, 2) if args.quick else (args.n, args.passes, 8)
@@ -251,6 +251,7 @@ def main() -> None:
         "commit": commit,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__} on {jax.default_backend()}",
         "weights": str(args.weights or "shipped"),
+        "sha256": denoiser.metadata.get("sha256"),
         "statistics": whose,
     }
     if not args.quick:

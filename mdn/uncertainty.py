@@ -240,7 +240,7 @@ def _distance(known: dict, pooled: Float[np.ndarray, "n c"]) -> Float[np.ndarray
 
 
 def training_statistics(network: DenoisingNetwork, images: Float[np.ndarray, "n h w"]) -> dict:
-    """What `familiarity` compares with, from training images; it goes into the weights' metadata.
+    """What `familiarity` compares with, from images like those in training; it goes into the weights' metadata.
 
     Args:
         network: the trained network.
