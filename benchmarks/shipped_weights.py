@@ -436,7 +436,7 @@ def steps_kept(ablation: dict, former: dict) -> list[str]:
     if then:
         told += [
             "And what chose the recipe of the last sittings: the same on the pairs before, scored on their test pairs,",
-            "whose grains are retired (the regions of micrographs to test on are the same); gaps to a first row that had",
+            "whose grains are retired (regions of micrographs to test on are the same); gaps to a first row that had",
             "`edges`, `average` and `grey_jitter` and no clean crops "
             f"(results/{FORMER.name}, of commit {former['commit']}):",
             "",
