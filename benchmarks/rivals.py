@@ -71,6 +71,7 @@ NETWORK, NOISY, TRUTH, CHANCE = "network", "noisy", "truth", "chance"
 SHORT = ("network, short", "no attention, short", "DnCNN, short")  # trained briefly by benchmarks.ablation
 EVERYWHERE = {"speckle", "illumination", "noise", "jpeg", "mottle"}  # kinds that have no inside and no outside
 SCRATCHES = ("deep_scratch", "faint_scratch")
+SLOW = {"BM3D": 2}  # filters of seconds an image: tuned on every other validation pair
 LOWER = {
     "VoI split",
     "VoI merge",
@@ -196,20 +197,27 @@ class Recipe:
             filters |= dict(named_filter(baseline, tuple(v) if isinstance(v, list) else v) for v in values)
         self.methods = {NOISY: lambda image: image, **filters, **models}
         self.filters, self.models = tuple(filters), tuple(models)
-        self._thresholds, self._scores = {}, {}
+        self._thresholds, self._scores, self._outputs = {}, {}, {}
 
     def tuned(self, baseline: str) -> list:
         """The parameters of a filter that suit the validation pairs, for aligned and for raw PSNR."""
-        arguments = mdn.baselines.BASELINES[baseline], self.validation.noisy, self.validation.clean
-        return list(dict.fromkeys(tuned_parameters(*arguments, (aligned_psnr, psnr))))
+        noisy, clean = (images[:: SLOW.get(baseline, 1)] for images in (self.validation.noisy, self.validation.clean))
+        return list(
+            dict.fromkeys(tuned_parameters(mdn.baselines.BASELINES[baseline], noisy, clean, (aligned_psnr, psnr)))
+        )
 
     def keep(self, name: str, question: str, work: Callable):
         """Kept for what is no network."""
         return work() if name in self.models else self.kept(f"{question} {name}", work)
 
     def outputs(self, name: str, pairs: Pairs) -> list[np.ndarray]:
-        """What a method makes of pairs; the truth stands for a perfect one."""
-        return list(pairs.clean if name == TRUTH else map(self.methods[name], pairs.noisy))
+        """What a method makes of pairs; the truth stands for a perfect one. Of the validation pairs it is kept."""
+        if pairs is self.validation and name in self._outputs:
+            return self._outputs[name]
+        outputs = list(pairs.clean if name == TRUTH else map(self.methods[name], pairs.noisy))
+        if pairs is self.validation:
+            self._outputs[name] = outputs
+        return outputs
 
     @cached_property
     def best(self) -> str:
@@ -217,10 +225,9 @@ class Recipe:
         pairs = self.validation
 
         def mean(name):
-            outputs = zip(self.outputs(name, pairs), pairs.clean, strict=True)
-            return self.keep(name, "validation", lambda: float(np.mean([aligned_psnr(x, y) for x, y in outputs])))
+            return float(np.mean(list(map(aligned_psnr, self.outputs(name, pairs), pairs.clean))))
 
-        return max(self.filters, key=mean)
+        return max(self.filters, key=lambda name: self.keep(name, "validation", lambda: mean(name)))
 
     @cached_property
     def clean_g(self) -> list[float]:
