@@ -682,7 +682,7 @@ def main() -> None:
         held[name] = found
         show(name, found)
         if not args.quick:
-            whose = bench.denoiser.metadata.get("sha256") if bench else None
+            whose = bench.denoiser.metadata.get("sha256") if bench else held.get("table", {}).get("sha256")
             save(RESULTS, name, found, " ".join(["python benchmarks/rivals.py", *sys.argv[1:]]), whose)
 
 

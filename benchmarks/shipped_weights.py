@@ -198,8 +198,8 @@ def side_by_side(rows: Rows, key: int, place: int) -> tuple[list[str], dict[tupl
 
 def other(study: dict) -> str:
     """That a study is of other weights than those in the box, where it is."""
-    held = mdn.load_denoiser().metadata.get("sha256")
-    return ", **of other weights than these**" if held and study.get("sha256", held) != held else ""
+    same = study.get("sha256") == mdn.load_denoiser().metadata.get("sha256")
+    return "" if same else ", **of other weights than these**"
 
 
 def told(rivals: dict, name: str, lines: list[str]) -> list[str]:
@@ -207,7 +207,8 @@ def told(rivals: dict, name: str, lines: list[str]) -> list[str]:
     if not rivals.get(name, ABSENT)["rows"]:
         return [f"Not measured here: `python benchmarks/rivals.py {name}`.", ""]
     part = rivals[name]
-    source = f"(`{part['command']}`, commit {part['commit']}{other(part)})" if "command" in part else ""
+    whose = other(part) if name != "seconds" else ""  # which do not hang on the weights
+    source = f"(`{part['command']}`, commit {part['commit']}{whose})" if "command" in part else ""
     return [*lines, *(["", source] if source else []), ""]
 
 
@@ -404,7 +405,7 @@ def trust(uncertainty: dict) -> list[str]:
             "",
         ]
     if lines != missing and "command" in uncertainty:
-        lines += [f"(`{uncertainty['command']}`, commit {uncertainty['commit']})", ""]
+        lines += [f"(`{uncertainty['command']}`, commit {uncertainty['commit']}{other(uncertainty)})", ""]
     return lines
 
 

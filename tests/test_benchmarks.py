@@ -333,6 +333,14 @@ def test_card_does_without_any_study(written):
     assert all(f"rivals.py {part}`" in text for part in measured()["rivals"])
 
 
+def test_card_tells_what_is_of_other_weights(monkeypatch):
+    monkeypatch.setattr(shipped_weights.mdn, "load_denoiser", lambda: SimpleNamespace(metadata={"sha256": "ab"}))
+    part = {"rows": [1], "command": "c", "commit": "d"}
+    assert shipped_weights.told({"steel": {**part, "sha256": "ab"}}, "steel", ["x"])[2] == "(`c`, commit d)"
+    for study in (part, {**part, "sha256": "cd"}):
+        assert "other weights" in shipped_weights.told({"steel": study}, "steel", ["x"])[2]
+
+
 def test_references_that_are_stand_ins_are_counted():
     pairs = simulated(6, 0)
     mixed = replace(pairs, sources=("iron_nital", "etched"), source=np.array([0, 0, 0, 1, 1, 1], np.int32))
