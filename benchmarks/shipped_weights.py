@@ -44,11 +44,11 @@ FURTHER = replace(FIRST, steps=800, learning_rate=6e-4, clean_share=0.1, dropout
 SHARPER = replace(FURTHER, steps=1400, learning_rate=8e-4, dropout_until=0.0)
 LONGER = replace(SHARPER, steps=1600, clean_share=0.15)
 BOUNDARIES = replace(LONGER, steps=2000, boundaries=6.0, edges=0.0, average=0.0, grey_jitter=0.0)
-SITTINGS = (FIRST, FURTHER, SHARPER, LONGER, BOUNDARIES, RECIPE, replace(RECIPE, steps=700))
-BEFORE = (  # what the sittings before the last one saw
-    "Five sittings saw as many pairs of seed 2027, the last three of them 800 more that were degraded in space alone,",
-    "as commit dc58ebb makes them; a sixth saw those of this seed as commit d5c2710 does, where corrosion darkened all",
-    "boundaries a little.",
+SITTINGS = (FIRST, FURTHER, SHARPER, LONGER, BOUNDARIES, RECIPE, replace(RECIPE, steps=700))  # the last gained nothing
+BEFORE = (  # how the pairs that the sittings saw differ from those that are made now, and tested on
+    "The last sitting saw them as commit d5c2710 makes them, where corrosion darkened all boundaries a little. The",
+    "five before it saw as many pairs of seed 2027, the last three of them 800 more that were degraded in space alone, as",
+    "commit dc58ebb makes them.",
 )
 SEED = 2028
 CHOSEN_ON = 15  # every 15th validation pair chooses the best checkpoint
@@ -387,7 +387,7 @@ def trust(uncertainty: dict) -> list[str]:
             f"error's own order and 1 for chance: at {best:.2f} to {worst:.2f} the map ranks the pixels {verdict}. "
             "It says where to look twice; it is no error bar."
             + " (Dropout was off in the last sitting.)"
-            * (not SITTINGS[-1].dropout_until),
+            * (not RECIPE.dropout_until),
             "",
             *markdown(["pairs", "n", "AUSE", "Spearman", "error left without 10 % of the pixels"], rows),
             "",
@@ -409,6 +409,20 @@ def trust(uncertainty: dict) -> list[str]:
     return lines
 
 
+def tried(sitting: dict) -> list[str]:
+    """What a further sitting came to that is not shipped, since it gained too little."""
+    if not sitting:
+        return []
+    told = (
+        f"{name} {score['PSNR (dB)']:.2f} dB, F {score['boundary F']:.3f}"
+        for name, score in sitting["validation"].items()
+    )
+    return [
+        f"A further sitting of {sitting['steps']} steps on pairs as they are made now (`{sitting['command']}`, commit",
+        f"{sitting['commit']}) is not shipped, by the same rule: {'; '.join(told)}.",
+    ]
+
+
 def steps_kept(ablation: dict, former: dict) -> list[str]:
     """What each step of the recipe is worth on its own, now and before it was chosen, and whether it is taken."""
 
@@ -416,7 +430,7 @@ def steps_kept(ablation: dict, former: dict) -> list[str]:
         rows, of, lines = {row[0]: row for row in table.get("rows", [])}, table.get("columns", []), []
         for step, variants in STEPS.items():
             if variants[which] in rows and {*gaps} <= {*of}:
-                value = getattr(NETWORK if step == "scale" else SITTINGS[-1], step)
+                value = getattr(NETWORK if step == "scale" else RECIPE, step)
                 cells = [rows[variants[which]][of.index(gap)] for gap in (*gaps, "seeds")]
                 lines.append([f"`{step}`", f"`{value}`", variants[which], *cells])
         return [*markdown(["step", "in the last sitting", "variant", *gaps, "seeds"], lines), ""] if lines else []
@@ -566,6 +580,7 @@ def card(
             f" {settled.get('validation_psnr_db', psnr[best]):.2f} dB on the pairs that choose checkpoints."
             + f" Validation PSNR was still rising at the last step, from {psnr[best - 1]:.2f} dB at step"
             f" {history['step'][best - 1]}: training ended before it had stopped gaining." * rising,
+            *tried(results.get("tried", {})),
             "",
             *steps_kept(ablation or {}, former or {}),
             "What each part of network and pairs is worth: the table of the ablation, in",
@@ -688,17 +703,20 @@ def main() -> None:
         ends |= {"before": start.network}
     scores = {name: on_validation(network, validation) for name, network in ends.items()}
     settled = settle(scores)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    command = f"python benchmarks/shipped_weights.py --sitting {arguments.sitting}"
     if settled == "before":
         write_whole(SHIPPED, begun.read_bytes())
+        further = {"command": command, "commit": commit, "steps": history.step[-1], "validation": scores}
+        write(RESULTS, json.dumps(read_study(RESULTS) | {"tried": further}, indent=1))
         raise SystemExit(f"no gain on the weights that it started from, which stay: {scores}")
     model, at = ends[settled], history.best if settled == "best" else len(history.step) - 1
     statistics = training_statistics(model, validation.noisy[:: max(1, len(validation) // 200)])
     shipped = {"validation_psnr_db": round(reached(model), 2), "settled": settled}
     export(model, history, sittings, statistics, at, shipped)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     machine = f"{platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__} on {jax.default_backend()}"
     results = {
-        "command": f"python benchmarks/shipped_weights.py --sitting {arguments.sitting}",
+        "command": command,
         "commit": commit,
         "machine": machine,
         "earlier": sittings,

@@ -333,6 +333,16 @@ def test_card_does_without_any_study(written):
     assert all(f"rivals.py {part}`" in text for part in measured()["rivals"])
 
 
+def test_card_tells_a_sitting_that_gained_nothing():
+    scores = {
+        "last": {"PSNR (dB)": 20.317, "boundary F": 0.8613},
+        "before": {"PSNR (dB)": 20.275, "boundary F": 0.8643},
+    }
+    told = " ".join(shipped_weights.tried({"command": "c", "commit": "d", "steps": 700, "validation": scores}))
+    assert "700 steps" in told and "last 20.32 dB, F 0.861; before 20.27 dB, F 0.864" in told
+    assert shipped_weights.settle(scores) == "before" and shipped_weights.tried({}) == []
+
+
 def test_card_tells_what_is_of_other_weights(monkeypatch):
     monkeypatch.setattr(shipped_weights.mdn, "load_denoiser", lambda: SimpleNamespace(metadata={"sha256": "ab"}))
     part = {"rows": [1], "command": "c", "commit": "d"}
@@ -361,7 +371,7 @@ def test_card_tells_what_each_step_is_worth_and_whether_it_is_taken(written):
     assert 0.4 < high - low < 0.6  # seeds differ, if images do not
     assert row["varied, aligned gap (dB), by seed"] == "-0.200, -0.400, -0.300"
     text = written(measured()["rivals"], ablation=table)
-    taken = shipped_weights.SITTINGS[-1].symmetries
+    taken = shipped_weights.RECIPE.symmetries
     assert f"| `symmetries` | `{taken}` | no symmetries |{' -0.30 ± 0.25 |' * 4} 4 |" in text
     assert "python -m benchmarks.ablation`" in written({}) and "Late, going on" not in text
     row = ["no edges in the loss", 3, [0.07, 0.0, 0.14], [0.12, 0.0, 0.24]]
