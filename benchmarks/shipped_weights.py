@@ -47,8 +47,8 @@ BOUNDARIES = replace(LONGER, steps=2000, boundaries=6.0, edges=0.0, average=0.0,
 SITTINGS = (FIRST, FURTHER, SHARPER, LONGER, BOUNDARIES, RECIPE, replace(RECIPE, steps=700))  # the last gained nothing
 BEFORE = (  # how the pairs that the sittings saw differ from those that are made now, and tested on
     "The last sitting saw them as commit d5c2710 makes them, where corrosion darkened all boundaries a little. The",
-    "five before it saw as many pairs of seed 2027, the last three of them 800 more that were degraded in space alone, as",
-    "commit dc58ebb makes them.",
+    "five before it saw as many pairs of seed 2027, the last three of them 800 more that were degraded in space",
+    "alone, as commit dc58ebb makes them.",
 )
 SEED = 2028
 CHOSEN_ON = 15  # every 15th validation pair chooses the best checkpoint
