@@ -222,3 +222,12 @@ def test_bad_input_is_named(made, tmp_path):
     for bad in ({name: value} for name, value in wrong.items()):
         with pytest.raises(ValueError, match=next(iter(bad))):
             DatasetConfig(**bad)
+
+
+def test_a_part_left_out_takes_nothing_else_along():
+    space, blended = (dataset.PairConfig(magnitude=m, match=m > 0) for m in (0.0, 0.5))
+    assert dataset.PARTS["blend"](blended) == {"magnitude": 0.0}
+    assert dataset.PARTS["matching"](blended) == {"match": False}
+    assert dataset.PARTS["space alone"](space) == {"magnitude": 1.0, "match": True}  # as the full swaps mostly are
+    assert dataset.PARTS["space alone"](blended) == {"magnitude": 0.5, "match": True}
+    assert [dataset.PARTS["partial swaps"](one)["magnitude"] for one in (space, blended)] == [0, 1]
