@@ -39,7 +39,10 @@ RECIPE = mdn.TrainingConfig(
 )  # fmt: skip
 # how the weights in the box came to be; the last two leave out edges, averages, jitter and what boundaries weigh more,
 # in none of which the ablation found a gain
-FIRST = replace(RECIPE, steps=3400, learning_rate=1.5e-3, clean_share=0.0, edges=1.0, average=0.998, grey_jitter=0.1)
+FIRST = replace(
+    RECIPE, steps=3400, learning_rate=1.5e-3, clean_share=0.0, edges=1.0, average=0.998, grey_jitter=0.1,
+    evaluate_every=200,
+)  # fmt: skip
 FURTHER = replace(FIRST, steps=800, learning_rate=6e-4, clean_share=0.1, dropout_until=0.3)
 SHARPER = replace(FURTHER, steps=1400, learning_rate=8e-4, dropout_until=0.0)
 LONGER = replace(SHARPER, steps=1600, clean_share=0.15)
