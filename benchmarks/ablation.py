@@ -40,7 +40,10 @@ BUDGET = {"steps": 400, "crop": 96, "learning_rate": 2e-3, "evaluate_every": 400
 KEPT = {"best": "network_short", "DnCNN": "DnCNN_short", "no attention": "no_attention_short"}
 RATES = (5e-4, 1e-3, 2e-3)  # of DnCNN
 RATED_ON = 16  # validation pairs that choose DnCNN's rate
-TUNED_ON, SCORED_ON = 12, 32  # validation pairs of each recipe for a row's boundary threshold; others to score it
+SPREAD, TUNED = (
+    44,
+    3,
+)  # validation pairs of each recipe; every third tunes a row's boundary threshold, the others score it
 CLEAN = "clean in"  # PSNR of a truth to itself
 COLUMNS = ("raw PSNR", "aligned PSNR", "SSIM", "boundary F", "twin recall", CLEAN)
 GAPS = {"aligned PSNR": "aligned gap (dB)", "boundary F": "F gap", CLEAN: "clean in gap (dB)"}
@@ -122,8 +125,8 @@ def score(model: nnx.Module, directory: Path) -> dict[str, list[float]]:
     pairs, scores = mdn.load_pairs(directory.parent / "pairs.zarr", "validation"), {}
     for kind, varied in (("paper", False), ("varied", True)):
         those = np.flatnonzero(pairs.varied == varied)
-        those = those[np.unique(np.linspace(0, len(those) - 1, TUNED_ON + SCORED_ON).astype(int))]
-        tuned = np.arange(len(those)) % ((TUNED_ON + SCORED_ON) // TUNED_ON) == 0
+        those = those[np.unique(np.linspace(0, len(those) - 1, SPREAD).astype(int))]
+        tuned = np.arange(len(those)) % TUNED == 0
         outputs = [predict(model, stretch(pairs.noisy[i])[None])[0] for i in those]
         few = [output for output, chosen in zip(outputs, tuned, strict=True) if chosen]
         threshold = metrics.choose_threshold(few, pairs.boundaries[those[tuned]])
@@ -186,7 +189,7 @@ def main() -> None:
     directory.mkdir(parents=True, exist_ok=True)
     held = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     setting = {"pairs": asdict(SMALL), "network": asdict(NETWORK), "recipe": asdict(replace(RECIPE, **BUDGET))}
-    setting = json.loads(json.dumps(setting | {"scored on": SCORED_ON}))
+    setting = json.loads(json.dumps(setting | {"spread": SPREAD, "tuned": TUNED}))
     if held.get("setting", setting) != setting:
         print(f"*** {RESULTS} holds rows of another setting, which are left behind ***", file=sys.stderr)
     kept = held.get("runs", {}) if held.get("setting") == setting else {}
