@@ -16,6 +16,8 @@ LAB_KEYS   = $(addprefix metadata.language_info.,codemirror_mode file_extension 
 STRIP      = $(PY) -m nbstripout --keep-id --extra-keys "$(strip $(LAB_KEYS))"
 STUDIES    = ablation rivals uncertainty attention
 BENCHMARKS = phase_field inference training
+# glibc then asks for large pages, which spares a training step its page faults; elsewhere nobody reads it.
+LARGE      = GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 # What a browser may send at once: Tornado closes the connection above 10 MB, and an upload would be lost in silence.
 UPLOADS    = '--ServerApp.tornado_settings={"websocket_max_message_size": 200000000}'
 
@@ -59,7 +61,7 @@ lab: env  ## open JupyterLab on the notebooks
 	@$(PY) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks $(UPLOADS) $(ARGS)
 
 weights: env  ## train the shipped weights anew, or go on: hours, needs the real micrographs
-	@MPLBACKEND=Agg $(PY) benchmarks/shipped_weights.py $(ARGS)
+	@$(LARGE) MPLBACKEND=Agg $(PY) benchmarks/shipped_weights.py $(ARGS)
 
 bench: env  ## the side-by-side tables of benchmarks/
 	@set -e; for name in $(BENCHMARKS); do echo "== $$name"; MPLBACKEND=Agg $(PY) -m benchmarks.$$name $(ARGS); done

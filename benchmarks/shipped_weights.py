@@ -47,7 +47,7 @@ RESULTS = Path(__file__).parent / "results" / "shipped_weights.json"
 RIVALS = RESULTS.with_name("rivals.json")
 UNCERTAINTY = RESULTS.with_name("uncertainty.json")
 ABLATION = RESULTS.with_name("ablation.json")
-FORMER = RESULTS.with_name("ablation_former.json")  # of the pairs before, which chose the last sitting's recipe
+FORMER = RESULTS.with_name("ablation_former.json")  # of the pairs before, which chose the recipe
 # a step of the recipe, the row of the ablation that leaves it out or puts it in, and that of the former ablation
 STEPS = {
     "scale": ("full resolution, as wide for the same work",) * 2,
@@ -336,8 +336,8 @@ def causes(table: dict) -> list[str]:
         "Why targets are missed, as far as it is known:",
         "",
         "- Boundary F and twins: thin and faint lamellae are smoothed away, since the least squared error of a "
-        "line that may as well be noise is grey; that errors beside boundaries weighed more in the fifth "
-        f"sitting changed little. Of grain boundaries the network keeps {both(ours, 'grain recall')}, "
+        "line that may as well be noise is grey; to let errors beside boundaries weigh more changed little in "
+        f"weights shipped before. Of grain boundaries the network keeps {both(ours, 'grain recall')}, "
         f"of twin boundaries {both(ours, 'twin recall')}. On the truth itself the detector finds "
         f"{both(truth, 'twin recall')} of these.",
         "- Grain size: twins count as grains here, on both sides, which E112 leaves out. The clean image itself, "
@@ -421,7 +421,7 @@ def steps_kept(ablation: dict, former: dict) -> list[str]:
                 value = getattr(NETWORK if step == "scale" else RECIPE, step)
                 cells = [rows[variants[which]][of.index(gap)] for gap in (*gaps, "seeds")]
                 lines.append([f"`{step}`", f"`{value}`", variants[which], *cells])
-        return [*markdown(["step", "in the last sitting", "variant", *gaps, "seeds"], lines), ""] if lines else []
+        return [*markdown(["step", "in the recipe", "variant", *gaps, "seeds"], lines), ""] if lines else []
 
     greys, clean = ([f"{k}, {gap} gap (dB)" for k in ("paper", "varied")] for gap in ("aligned", "clean in"))
     now, then = steps(ablation, 0, greys + clean), steps(former, 1, greys)
@@ -438,7 +438,7 @@ def steps_kept(ablation: dict, former: dict) -> list[str]:
         told += ["What each step is worth is not measured here: `python -m benchmarks.ablation`.", ""]
     if then:
         told += [
-            "And what chose the recipe of the last sittings: the same on the pairs before, scored on their test pairs,",
+            "And what chose the recipe: the same on the pairs before, scored on their test pairs,",
             "whose grains are retired (regions of micrographs to test on are the same); gaps to a first row that had",
             "`edges`, `average` and `grey_jitter` and no clean crops "
             f"(results/{FORMER.name}, of commit {former['commit']}):",
@@ -452,7 +452,7 @@ def steps_kept(ablation: dict, former: dict) -> list[str]:
     ] * bool(then)
     if late["rows"]:
         told += [
-            "Late, going on from the fourth sitting's weights for as many steps each, one seed:",
+            "Late, going on from weights that were shipped before, for as many steps each, one seed:",
             "",
             *markdown([late["columns"][i] for i in places], [[row[i] for i in places] for row in late["rows"]], 3),
             "",
