@@ -2,8 +2,8 @@
 
 Makes the pairs in data/shipped/pairs.zarr (real micrographs, found as `mdn.micrographs` finds them), trains in
 data/shipped/run, and writes mdn/weights/denoiser.safetensors after each evaluation that was the best so far.
-`--sitting 1` and above go on from the weights in the box, with the recipes of `SITTINGS`. `--card` writes the model
-card from what the studies left in benchmarks/results.
+`--further 1500` goes on from the weights in the box for as many steps, at half the rate. `--card` writes the model card
+from what the weights' file says of itself and what the studies left in benchmarks/results.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import os
 import platform
 import subprocess
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import jax
@@ -37,7 +37,6 @@ RECIPE = mdn.TrainingConfig(
     steps=6000, batch=8, crop=128, learning_rate=1.5e-3, schedule="cosine", clean_share=0.1, dropout_until=0.5,
     evaluate_every=400,
 )  # fmt: skip
-SITTINGS = (RECIPE,)  # further ones go on from the weights in the box
 SEED = 2028
 CHOSEN_ON = 15  # every 15th validation pair chooses the best checkpoint
 SETTLED_ON = 5  # every 5th settles, at the end, whether that or the last is shipped, or neither
@@ -66,19 +65,21 @@ def export(
     model: nnx.Module,
     history: mdn.History,
     sittings: list,
+    recipe: mdn.TrainingConfig,
     statistics: dict | None = None,
     at: int | None = None,
     shipped: dict | None = None,
 ) -> None:
     """Write the weights with what a reader of them needs to know.
 
-    at: their entry of the history, or the best. shipped: of the finished training, how they were settled on.
+    sittings: what the trainings before this one say of themselves. recipe: this one's. at: the weights' entry of the
+    history, or the best. shipped: of the finished training, how they were settled on.
     """
     best = history.best if at is None else at
     metadata = {
         "version": mdn.__version__,
         "trained_on": json.dumps({**asdict(PAIRS), "micrographs": "real"}),
-        "recipe": json.dumps({**asdict(SITTINGS[len(sittings)]), "seed": SEED + len(sittings)}),
+        "recipe": json.dumps({**asdict(recipe), "seed": SEED + len(sittings)}),
         "training": json.dumps(
             {
                 "step": history.step[best],
@@ -128,7 +129,7 @@ def hard_kinds() -> dict[str, float]:
     shares = {f"boundaries: {look}": [c.look == look for c in drawn] for look in LOOKS}
     shares |= {f"defect: {kind.replace('_', ' ')}": [getattr(c.defects, kind) > 0 for c in drawn] for kind in KINDS}
     shares |= {
-        "boundaries missing in places": [c.missing > 0 for c in drawn],
+        "boundaries missing in places": [c.missing > 0 and c.look != "step" for c in drawn],
         "grain contrast below 0.15": [c.grey[1] - c.grey[0] < 0.15 for c in drawn],
         "twins": [c.twin_fraction > 0 for c in drawn],
         "blurred": [c.blur > 0 for c in drawn],
@@ -145,6 +146,7 @@ BESIDE = {
     "grain grey median": 3, "grain grey p95": 3,
 }  # fmt: skip
 NOISY, OURS = "noisy", "network"
+TAKEN = ("both", "symmetries")  # of the uncertainty's variants: what the map takes, and what it might
 ABSENT = {"columns": [], "rows": []}
 Rows = list[list]
 
@@ -322,34 +324,44 @@ def beside_psnr(table: dict) -> list[str]:
     ]
 
 
-def causes(table: dict) -> list[str]:
-    """Why targets are missed, as far as it is known."""
+def causes(rivals: dict) -> list[str]:
+    """Why targets are missed, as far as it is known, of those that are; the first words that a target's name holds."""
+    table, missed = rivals.get("table", ABSENT), [row for row in rivals.get("targets", ABSENT)["rows"] if not row[3]]
     of = {name: place for place, name in enumerate(table["columns"])}
-    if not table["rows"] or not {"grain recall", "twin recall", "precision", "G within 0.25"} <= of.keys():
+    if not missed or not {"grain recall", "twin recall", "precision", "G within 0.25", "aligned PSNR"} <= of.keys():
         return []
     truth, ours = ({row[0]: row for row in table["rows"] if row[2] == name} for name in ("truth", OURS))
 
     def both(rows: dict, column: str, digits: int = 2) -> str:
         return " and ".join(f"{row[of[column]][0]:.{digits}f} ({name})" for name, row in rows.items())
 
+    known = {
+        "steel": "Steel with strong defects, at small magnifications above all: grains a few px wide are no larger "
+        "than what is removed.",
+        "over DnCNN": "Over DnCNN, both briefly trained: early in a training the network draws fewer faint lines.",
+        "raw PSNR": "Raw PSNR: where a whole magnitude is swapped and the histogram matched, the input does not tell "
+        f"the truth's greys. With gain and offset fitted, {both(ours, 'aligned PSNR')} dB instead of "
+        f"{both(ours, 'raw PSNR')}.",
+        "G within": "Grain size: twins count as grains here, on both sides, which E112 leaves out. The clean image "
+        f"itself, segmented, is within 0.25 on a share of {both(truth, 'G within 0.25')} of the pairs. Most pairs of "
+        "the paper's recipe hold fewer than the 50 grains that E112 asks of a field.",
+        "scratch pixels": "Scratches: what lies under a deep scratch is not in the image; a broad one keeps a grey "
+        "streak. What is also straight and thin, a twin, cannot always be told from it.",
+        "clean in": "Clean in: the network draws grooves and flattens grains as its training pairs have them; a share "
+        f"of {RECIPE.clean_share:g} of clean crops in training lessens that and does not end it.",
+        "blank field": "Blank field: no training pair is without grains, so that what fills the grey range of a blank "
+        "field, noise and speckle above all, is taken for boundaries.",
+        "": "Boundary F, recall and twins: thin and faint lamellae are smoothed away, since the least squared error of "
+        "a line that may as well be noise is grey; to let errors beside boundaries weigh more changed little in "
+        f"weights shipped before. Of grain boundaries the network keeps {both(ours, 'grain recall')}, of twin "
+        f"boundaries {both(ours, 'twin recall')}. On the truth itself the detector finds "
+        f"{both(truth, 'twin recall')} of these.",
+    }
+    told = dict.fromkeys(known[next(words for words in known if words in row[0])] for row in missed)
     return [
         "Why targets are missed, as far as it is known:",
         "",
-        "- Boundary F and twins: thin and faint lamellae are smoothed away, since the least squared error of a "
-        "line that may as well be noise is grey; to let errors beside boundaries weigh more changed little in "
-        f"weights shipped before. Of grain boundaries the network keeps {both(ours, 'grain recall')}, "
-        f"of twin boundaries {both(ours, 'twin recall')}. On the truth itself the detector finds "
-        f"{both(truth, 'twin recall')} of these.",
-        "- Grain size: twins count as grains here, on both sides, which E112 leaves out. The clean image itself, "
-        f"segmented, is within 0.25 on a share of {both(truth, 'G within 0.25')} of the pairs. Most pairs of the "
-        "paper's recipe hold fewer than the 50 grains that E112 asks of a field.",
-        "- Scratches: what lies under a deep scratch is not in the image; a broad one keeps a grey streak. What is "
-        "also straight and thin, a twin, cannot always be told from it.",
-        "- Steel with strong defects, at small magnifications above all: grains a few px wide are no larger than "
-        "what is removed.",
-        "- Clean in: the network draws grooves and flattens grains as its training pairs have them; clean crops in "
-        "training lessen that and do not end it.",
-        "- Blank field: texture without grains was never seen in training; noise is taken for boundaries.",
+        *(f"- {cause}" for cause in told),
         "",
         *(
             f"Twins found by {row[2]} on the {row[0]} pairs: {row[of['twin recall']][0]:.2f}, more than by the shipped "
@@ -364,20 +376,19 @@ def causes(table: dict) -> list[str]:
 def trust(uncertainty: dict) -> list[str]:
     """How well the uncertainty map ranks pixels and familiarity flags images, and what that means."""
     ranking, flagged = (uncertainty.get(name, ABSENT) for name in ("ranking", "familiarity"))
-    rows = [[row[0], row[1], *row[4:7]] for row in ranking["rows"] if row[2:4] == ["all", "both"]]
+    rows = [[row[0], row[1], row[3], *row[4:7]] for row in ranking["rows"] if row[2] == "all" and row[3] in TAKEN]
     missing = ["Not measured here: `python benchmarks/uncertainty.py`.", ""]
     lines = missing if not rows and not flagged["rows"] else []
     if rows:
-        best, worst = (choose(row[2][0] for row in rows) for choose in (min, max))
+        best, worst = (choose(row[3][0] for row in rows if row[2] == TAKEN[0]) for choose in (min, max))
         verdict = "no better than chance does" if worst >= 1 else "only weakly" if worst > 0.5 else "well"
         lines += [
             "Pixels of test pairs in the order of `mdn.uncertainty_map`, against their true error. AUSE is 0 for the "
             f"error's own order and 1 for chance: at {best:.2f} to {worst:.2f} the map ranks the pixels {verdict}. "
-            "It says where to look twice; it is no error bar."
-            + " (Dropout was off in the last sitting.)"
-            * (not RECIPE.dropout_until),
+            "It says where to look twice; it is no error bar. The map takes dropout and the eight symmetries, *both*; "
+            "the symmetries alone are told beside it.",
             "",
-            *markdown(["pairs", "n", "AUSE", "Spearman", "error left without 10 % of the pixels"], rows),
+            *markdown(["pairs", "n", "of", "AUSE", "Spearman", "error left without 10 % of the pixels"], rows),
             "",
         ]
     if flagged["rows"]:
@@ -411,26 +422,31 @@ def tried(sitting: dict) -> list[str]:
     ]
 
 
-def steps_kept(ablation: dict, former: dict) -> list[str]:
+def as_config(kind: type, told: dict):
+    """A configuration from a file's header; what it has no field for is left out."""
+    names = {field.name for field in fields(kind)}
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in told.items() if k in names})
+
+
+def steps_kept(ablation: dict, former: dict, network: mdn.NetworkConfig, recipe: mdn.TrainingConfig) -> list[str]:
     """What each step of the recipe is worth on its own, now and before it was chosen, and whether it is taken."""
 
-    def steps(table: dict, which: int, gaps: list[str]) -> list[str]:
+    def steps(table: dict, which: int, gaps: list[str], digits: int) -> list[str]:
         rows, of, lines = {row[0]: row for row in table.get("rows", [])}, table.get("columns", []), []
         for step, variants in STEPS.items():
             if variants[which] in rows and {*gaps} <= {*of}:
-                value = getattr(NETWORK if step == "scale" else RECIPE, step)
+                value = getattr(network if step == "scale" else recipe, step)
                 cells = [rows[variants[which]][of.index(gap)] for gap in (*gaps, "seeds")]
                 lines.append([f"`{step}`", f"`{value}`", variants[which], *cells])
-        return [*markdown(["step", "in the recipe", "variant", *gaps, "seeds"], lines), ""] if lines else []
+        return [*markdown(["step", "in the recipe", "variant", *gaps, "seeds"], lines, digits), ""] if lines else []
 
-    greys, clean = ([f"{k}, {gap} gap (dB)" for k in ("paper", "varied")] for gap in ("aligned", "clean in"))
-    now, then = steps(ablation, 0, greys + clean), steps(former, 1, greys)
+    greys, f, clean = (
+        [f"{kind}, {gap}" for kind in ("paper", "varied")] for gap in ("aligned gap (dB)", "F gap", "clean in gap (dB)")
+    )
+    now, then = steps(ablation, 0, greys + f + clean, 3), steps(former, 1, greys, 2)
     late = former.get("late", ABSENT)
     places = [i for i, name in enumerate(late["columns"]) if i == 0 or name.endswith(("gap", "gap (dB)"))]
-    told = [
-        "Steps of the recipe one by one, early in a training of half the width (weight of the boundaries there: 4).",
-        "",
-    ]
+    told = ["Steps of the recipe one by one, early in the training of a smaller network (how: the ablation).", ""]
     if now:
         told += ["On validation pairs, as gaps of the row's variant to the recipe (*clean in*: a truth to itself):", ""]
         told += now
@@ -446,10 +462,10 @@ def steps_kept(ablation: dict, former: dict) -> list[str]:
             *then,
         ]
     told += [
-        "Kept without a gain in greys: clean crops, for clean images in; the end of dropout, for the statistics of",
-        "the batch norms; symmetries and half the resolution, where one kind of pairs gains and the other does not.",
+        "Kept where no gain in greys shows: clean crops, for clean images in; the end of dropout, for the statistics",
+        "of the batch norms; symmetries, since a micrograph has no up; half the resolution, since it sees farther.",
         "",
-    ] * bool(then)
+    ] * bool(now or then)
     if late["rows"]:
         told += [
             "Late, going on from weights that were shipped before, for as many steps each, one seed:",
@@ -476,11 +492,15 @@ def card(
     former: dict | None = None,
 ) -> str:
     """The model card, every number from a run; borrowed: see `borrowed_references`."""
-    history, counts, registry = results["history"], PAIRS.counts(), mdn.micrographs.sources()
+    history, registry, denoiser = results["history"], mdn.micrographs.sources(), mdn.load_denoiser()
+    pairs, recipe = (
+        as_config(kind, denoiser.metadata[name])
+        for name, kind in (("trained_on", mdn.DatasetConfig), ("recipe", mdn.TrainingConfig))
+    )
+    counts, seed = pairs.counts(), denoiser.metadata["recipe"]["seed"]
     psnr = history["validation_psnr"]
     settled = results.get("shipped", {"at": int(np.argmax(psnr))})
     best, table, sittings = settled["at"], rivals.get("table", ABSENT), results.get("earlier", [])
-    denoiser = mdn.load_denoiser()
     parameters, config = mdn.network.count_parameters(denoiser.network), denoiser.network.config
     earlier = sum(sitting["hours"] for sitting in sittings)
     used = [
@@ -491,8 +511,8 @@ def card(
     measured = markdown(columns, [[row[i] for i in places] for row in table["rows"] if row[2] != "truth"])
     short = any(str(row[2]).endswith(", short") for row in table["rows"])
     targets = markdown(
-        ["target", "wanted", "found", ""],
-        [[*row[:3], "met" if row[3] else "**missed**"] for row in rivals.get("targets", ABSENT)["rows"]],
+        ["target", "wanted", "found", "", ""],
+        [[*row[:3], "met" if row[3] else "**missed**", row[4]] for row in rivals.get("targets", ABSENT)["rows"]],
     )
     hard = markdown(["of the varied pairs", "%"], [[name, f"{share:.0f}"] for name, share in hard_kinds().items()])
     sizes_of = rivals.get("magnification", ABSENT)
@@ -506,7 +526,7 @@ def card(
         + ", ".join(f"{n} of the {of} {name}" for name, (n, of) in borrowed.items())
         if borrowed
         else "Some of the varied pairs, of every split, have a procedural stand-in for a reference and not a region of "
-        f"a real micrograph: a share of {PAIRS.stand_ins:g} is asked for (`DatasetConfig.stand_ins`)"
+        f"a real micrograph: a share of {pairs.stand_ins:g} is asked for (`DatasetConfig.stand_ins`)"
     )
     return "\n".join(
         [
@@ -529,12 +549,12 @@ def card(
             "",
             *failures(rivals),
             "## Trained on",
-            f"Pairs of {PAIRS.shape[0]} x {PAIRS.shape[1]} px: {', '.join(sizes)}; {PAIRS.n_test} more to test; from",
-            f"{PAIRS.n_runs} phase-field runs (`{PAIRS}`).",
+            f"Pairs of {pairs.shape[0]} x {pairs.shape[1]} px: {', '.join(sizes)}; {pairs.n_test} more to test; from",
+            f"{pairs.n_runs} phase-field runs (`{pairs}`).",
             f"Every {CHOSEN_ON}th of the {counts['validation']} validation pairs chose the best checkpoint"
             + (
-                f"; every {SETTLED_ON}th settled whether that, the last or those that the sitting started from are "
-                f"shipped, by boundary F among those within {WITHIN} dB of the highest PSNR: "
+                f"; every {SETTLED_ON}th settled which are shipped, by boundary F among those within {WITHIN} dB of "
+                "the highest PSNR: "
                 + ", ".join(
                     f"{name} (" + ", ".join(f"{what} {value:.3f}" for what, value in score.items()) + ")"
                     for name, score in settled["validation"].items()
@@ -556,20 +576,19 @@ def card(
             *hard,
             "",
             "## How",
-            f"`{SITTINGS[0]}`",
-            *[f"then `{recipe}`" for recipe in SITTINGS[1 : 1 + len(sittings)]],
+            *[f"`{as_config(mdn.TrainingConfig, sitting['recipe'])}`, then" for sitting in sittings],
+            f"`{recipe}`",
             "",
-            f"{history['seconds'][-1] / 3600:.2f} h ({results['machine']}), seed {SEED + len(sittings)}"
+            f"{history['seconds'][-1] / 3600:.2f} h ({results['machine']}), seed {seed}"
             + (f", after {earlier:.2f} h in earlier sittings: `{sittings}`" if earlier else "")
-            + " (*of the way*: a mean of a sitting's first and last weights). " * ("of the way" in str(sittings))
-            + ". " * ("of the way" not in str(sittings)),
+            + ".",
             f"Shipped are those of step {history['step'][best]}:"
             f" {settled.get('validation_psnr_db', psnr[best]):.2f} dB on the pairs that choose checkpoints."
             + f" Validation PSNR was still rising at the last step, from {psnr[best - 1]:.2f} dB at step"
             f" {history['step'][best - 1]}: training ended before it had stopped gaining." * rising,
             *tried(results.get("tried", {})),
             "",
-            *steps_kept(ablation or {}, former or {}),
+            *steps_kept(ablation or {}, former or {}, config, recipe),
             "What each part of network and pairs is worth: the table of the ablation, in",
             "[results/ablation.json](../../benchmarks/results/ablation.json) (`python -m benchmarks.ablation`), drawn",
             "in [notebook 04](../../notebooks/04_evaluation.ipynb).",
@@ -618,8 +637,10 @@ def card(
             "## Where not to trust it",
             *trust(uncertainty or {}),
             "## Targets",
+            "*Set* before the training, or told *beside* these: what helps to read one.",
+            "",
             *told(rivals, "targets", targets),
-            *causes(table),
+            *causes(rivals),
         ]
     )
 
@@ -635,9 +656,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--directory", type=Path, default=Path("data/shipped"))
     parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument(
-        "--sitting", type=int, default=0, choices=range(len(SITTINGS)), help="above 0: go on from the box"
-    )
+    parser.add_argument("--further", type=int, metavar="STEPS", help="go on from the box for as many")
     parser.add_argument("--card", action="store_true", help="write the model card and stop")
     arguments = parser.parse_args()
     if arguments.card:
@@ -652,15 +671,17 @@ def main() -> None:
     if mdn.make_dataset(directory / "pairs.zarr", PAIRS, grown=grown, workers=arguments.workers) != "real":
         raise SystemExit("the real micrographs could not be had; set MDN_MICROGRAPHS to their folder")
     train, validation = (mdn.load_pairs(directory / "pairs.zarr", split) for split in ("train", "validation"))
-    model, sittings, run = mdn.DenoisingNetwork(NETWORK, rngs=nnx.Rngs(SEED)), [], directory / "run"
-    if arguments.sitting:
-        run = directory / f"sitting_{arguments.sitting}"
+    model, sittings, run, recipe = mdn.DenoisingNetwork(NETWORK, rngs=nnx.Rngs(SEED)), [], directory / "run", RECIPE
+    if arguments.further:
+        recipe = replace(
+            RECIPE, steps=arguments.further, learning_rate=RECIPE.learning_rate / 2,
+            evaluate_every=max(1, arguments.further // 4),
+        )  # fmt: skip
+        run = directory / f"further_{arguments.further}"
         begun = run / "start.safetensors"  # the weights in the box soon are this run's own
         start = mdn.load_denoiser(begun if begun.exists() else SHIPPED)
         model, told = nnx.clone(start.network), dict(start.metadata["training"])
-        sittings = [*told.pop("earlier", []), told]
-        if len(sittings) != arguments.sitting:
-            raise SystemExit(f"the weights in the box have had {len(sittings)} sittings, not {arguments.sitting}")
+        sittings = [*told.pop("earlier", []), told | {"recipe": start.metadata["recipe"]}]
         if not begun.exists():
             run.mkdir(parents=True, exist_ok=True)
             write_whole(begun, SHIPPED.read_bytes())
@@ -675,24 +696,24 @@ def main() -> None:
 
     def report(history: mdn.History) -> None:
         if history.best == len(history.step) - 1 and history.validation_psnr[-1] > before:
-            export(model, history, sittings)
+            export(model, history, sittings, recipe)
 
     history = mdn.fit(
         model,
         (train.noisy, train.clean),
         few,
-        config=SITTINGS[len(sittings)],
+        config=recipe,
         directory=run,
         key=jax.random.key(SEED + len(sittings)),
         report=report,
     )
-    ends = {"best": model, "last": last_weights(model, run, SITTINGS[len(sittings)])}
+    ends = {"best": model, "last": last_weights(model, run, recipe)}
     if sittings:
         ends |= {"before": start.network}
     scores = {name: on_validation(network, validation) for name, network in ends.items()}
     settled = settle(scores)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    command = f"python benchmarks/shipped_weights.py --sitting {arguments.sitting}"
+    command = "python benchmarks/shipped_weights.py" + f" --further {arguments.further}" * bool(arguments.further)
     if settled == "before":
         write_whole(SHIPPED, begun.read_bytes())
         further = {"command": command, "commit": commit, "steps": history.step[-1], "validation": scores}
@@ -701,7 +722,7 @@ def main() -> None:
     model, at = ends[settled], history.best if settled == "best" else len(history.step) - 1
     statistics = training_statistics(model, validation.noisy[:: max(1, len(validation) // 200)])
     shipped = {"validation_psnr_db": round(reached(model), 2), "settled": settled}
-    export(model, history, sittings, statistics, at, shipped)
+    export(model, history, sittings, recipe, statistics, at, shipped)
     machine = f"{platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__} on {jax.default_backend()}"
     results = {
         "command": command,

@@ -259,7 +259,9 @@ def measured() -> dict[str, dict]:
             "columns": ["from (px)", "below (px)", "n", "method", "aligned PSNR", "boundary F", "G error"],
             "rows": grains,
         },
-        "targets": {"rows": [["steel: F", "at least 0", 0.1, True], ["paper: F", "at least 0.9", None, False]]},
+        "targets": {
+            "rows": [["steel: F", "at least 0", 0.1, True, "set"], ["paper: F", "at least 0.9", None, False, "beside"]]
+        },
         "seconds": {"columns": ["method", "seconds a megapixel"], "rows": [["closing (512)", 0.935]]},
     }
     ranking = [["paper", 30, "all", "both", [0.87, 0.85, 0.89], [0.1, 0.08, 0.12], 0.975, 0.92]]
@@ -306,8 +308,8 @@ def test_card_tells_what_was_found_and_where_it_fails(written):
         "| grain grey median | 0.031 ± 0.001 | 0.031 ± 0.001 |",
         "| PSNR on the band | 20.00 ± 1.00 | 20.00 ± 1.00 |",
         "| closing (512) | 0.935 |",
-        "| paper | 30 | 0.87 ± 0.02 | 0.10 ± 0.02 | 0.975 |",
-        "| paper: F | at least 0.9 | - | **missed** |",
+        "| paper | 30 | both | 0.87 ± 0.02 | 0.10 ± 0.02 | 0.975 |",
+        "| paper: F | at least 0.9 | - | **missed** | beside |",
     ):
         assert line in text, line
     assert "only weakly" in text and "80 % (should be)" in text and "be: grass." in text
@@ -343,6 +345,26 @@ def test_card_tells_a_sitting_that_gained_nothing():
     assert shipped_weights.settle(scores) == "before" and shipped_weights.tried({}) == []
 
 
+def test_card_tells_the_recipe_that_the_weights_file_names(written, monkeypatch, denoiser):
+    told = {**denoiser.metadata, "recipe": {**denoiser.metadata["recipe"], "learning_rate": 0.123, "seed": 77}}
+    other = SimpleNamespace(network=denoiser.network, metadata=told)
+    monkeypatch.setattr(shipped_weights.mdn, "load_denoiser", lambda: other)
+    text = written({})
+    assert "learning_rate=0.123" in text and "seed 77" in text
+
+
+def test_card_tells_causes_of_what_is_missed_alone():
+    columns = ["pairs", "n", "method", "raw PSNR", "aligned PSNR", "precision", "grain recall", "twin recall"]
+    columns.append("G within 0.25")
+    rows = [["paper", 9, name, *[[0.5, 0.4, 0.6]] * 6] for name in ("network", "truth")]
+    missed = [["paper: scratch pixels restored, raw", "", 0.1, False, "set"], ["steel: F", "", 0.1, True, "set"]]
+    text = "\n".join(shipped_weights.causes({"table": {"columns": columns, "rows": rows}, "targets": {"rows": missed}}))
+    assert "- Scratches" in text and text.count("\n- ") == 1
+    missed[1][3] = False
+    text = "\n".join(shipped_weights.causes({"table": {"columns": columns, "rows": rows}, "targets": {"rows": missed}}))
+    assert "- Steel" in text and text.count("\n- ") == 2
+
+
 def test_card_tells_what_is_of_other_weights(monkeypatch):
     monkeypatch.setattr(shipped_weights.mdn, "load_denoiser", lambda: SimpleNamespace(metadata={"sha256": "ab"}))
     part = {"rows": [1], "command": "c", "commit": "d"}
@@ -372,7 +394,7 @@ def test_card_tells_what_each_step_is_worth_and_whether_it_is_taken(written):
     assert row["varied, aligned gap (dB), by seed"] == "-0.200, -0.400, -0.300"
     text = written(measured()["rivals"], ablation=table)
     taken = shipped_weights.RECIPE.symmetries
-    assert f"| `symmetries` | `{taken}` | no symmetries |{' -0.30 ± 0.25 |' * 4} 4 |" in text
+    assert f"| `symmetries` | `{taken}` | no symmetries |{' -0.300 ± 0.248 |' * 6} 4 |" in text
     assert "python -m benchmarks.ablation`" in written({}) and "Late, going on" not in text
     row = ["no edges in the loss", 3, [0.07, 0.0, 0.14], [0.12, 0.0, 0.24]]
     late = {"columns": ["variant", "paper, F", "paper, F gap"], "rows": [["other", 0.9, [0.002, 0.001, 0.003]]]}
