@@ -81,6 +81,10 @@ VARIANTS = {
     "boundaries weigh more in the loss": Variant(training={"boundaries": 4.0}),
     "averaged weights": Variant(training={"average": 0.98}),
     "grey jitter": Variant(training={"grey_jitter": 0.1}),
+    "the paper's recipe, as wide for the same work": Variant(
+        {"scale": 1, "width": 16, "gate": "leaky_relu", "dropout": 0.1},
+        {"schedule": "constant", "learning_rate": 1e-4, "symmetries": False, "clean_share": 0.0, "dropout_until": 1.0},
+    ),
 }
 
 
