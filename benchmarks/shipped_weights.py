@@ -2,7 +2,8 @@
 
 Makes the pairs in data/shipped/pairs.zarr (real micrographs, found as `mdn.micrographs` finds them), trains in
 data/shipped/run, and writes mdn/weights/denoiser.safetensors after each evaluation that was the best so far.
-`--further 1500` goes on from the weights in the box for as many steps, at half the rate. `--card` writes the model card
+What gains nothing on the weights in the box is not shipped, and told. `--further 1500` goes on from these for as many
+steps, at half the rate. `--card` writes the model card
 from what the weights' file says of itself and what the studies left in benchmarks/results.
 """
 
@@ -408,18 +409,16 @@ def trust(uncertainty: dict) -> list[str]:
     return lines
 
 
-def tried(sitting: dict) -> list[str]:
-    """What a further sitting came to that is not shipped, since it gained too little."""
-    if not sitting:
-        return []
-    told = (
-        f"{name} {score['PSNR (dB)']:.2f} dB, F {score['boundary F']:.3f}"
-        for name, score in sitting["validation"].items()
-    )
-    return [
-        f"A further sitting of {sitting['steps']} steps on pairs as they are made now (`{sitting['command']}`, commit",
-        f"{sitting['commit']}) is not shipped, by the same rule: {'; '.join(told)}.",
-    ]
+def tried(trainings: list[dict]) -> list[str]:
+    """What further trainings came to that are not shipped, since they gained too little on what is in the box."""
+    lines = []
+    for one in trainings:
+        scores = "; ".join(
+            f"{'in the box' if name == 'before' else name} {score['PSNR (dB)']:.2f} dB, F {score['boundary F']:.3f}"
+            for name, score in one["validation"].items()
+        )
+        lines.append(f"- `{one['command']}`, commit {one['commit']}, {one['steps']} steps, {one['hours']} h: {scores}.")
+    return ["", "Trained as well and not shipped, by the same rule:", "", *lines] * bool(lines)
 
 
 def as_config(kind: type, told: dict):
@@ -576,17 +575,21 @@ def card(
             *hard,
             "",
             "## How",
-            *[f"`{as_config(mdn.TrainingConfig, sitting['recipe'])}`, then" for sitting in sittings],
-            f"`{recipe}`",
+            *[
+                f"- `{as_config(mdn.TrainingConfig, one['recipe'])}`: {one['hours']} h, to step {one['step']} and "
+                f"{one['validation_psnr_db']} dB on validation pairs as commit {one['commit']} makes them"
+                + (f"; then {one['settled']}" if "of the way" in one.get("settled", "") else "")
+                + "."
+                for one in sittings
+            ],
+            f"- `{recipe}`: {history['seconds'][-1] / 3600:.2f} h on pairs as commit {results['commit']} makes them, "
+            f"seed {seed} ({results['machine']})." + f" {earlier:.2f} h before." * bool(earlier),
             "",
-            f"{history['seconds'][-1] / 3600:.2f} h ({results['machine']}), seed {seed}"
-            + (f", after {earlier:.2f} h in earlier sittings: `{sittings}`" if earlier else "")
-            + ".",
             f"Shipped are those of step {history['step'][best]}:"
             f" {settled.get('validation_psnr_db', psnr[best]):.2f} dB on the pairs that choose checkpoints."
             + f" Validation PSNR was still rising at the last step, from {psnr[best - 1]:.2f} dB at step"
             f" {history['step'][best - 1]}: training ended before it had stopped gaining." * rising,
-            *tried(results.get("tried", {})),
+            *tried(results.get("tried", [])),
             "",
             *steps_kept(ablation or {}, former or {}, config, recipe),
             "What each part of network and pairs is worth: the table of the ablation, in",
@@ -671,20 +674,21 @@ def main() -> None:
     if mdn.make_dataset(directory / "pairs.zarr", PAIRS, grown=grown, workers=arguments.workers) != "real":
         raise SystemExit("the real micrographs could not be had; set MDN_MICROGRAPHS to their folder")
     train, validation = (mdn.load_pairs(directory / "pairs.zarr", split) for split in ("train", "validation"))
-    model, sittings, run, recipe = mdn.DenoisingNetwork(NETWORK, rngs=nnx.Rngs(SEED)), [], directory / "run", RECIPE
+    run = directory / (f"further_{arguments.further}" if arguments.further else "run")
+    begun = run / "start.safetensors"  # the weights in the box soon may be this run's own
+    start = mdn.load_denoiser(begun if begun.exists() else SHIPPED)
+    if not begun.exists():
+        run.mkdir(parents=True, exist_ok=True)
+        write_whole(begun, SHIPPED.read_bytes())
+    model, sittings, recipe = mdn.DenoisingNetwork(NETWORK, rngs=nnx.Rngs(SEED)), [], RECIPE
     if arguments.further:
         recipe = replace(
             RECIPE, steps=arguments.further, learning_rate=RECIPE.learning_rate / 2,
             evaluate_every=max(1, arguments.further // 4),
         )  # fmt: skip
-        run = directory / f"further_{arguments.further}"
-        begun = run / "start.safetensors"  # the weights in the box soon are this run's own
-        start = mdn.load_denoiser(begun if begun.exists() else SHIPPED)
-        model, told = nnx.clone(start.network), dict(start.metadata["training"])
-        sittings = [*told.pop("earlier", []), told | {"recipe": start.metadata["recipe"]}]
-        if not begun.exists():
-            run.mkdir(parents=True, exist_ok=True)
-            write_whole(begun, SHIPPED.read_bytes())
+        made, told = read_study(RESULTS), dict(start.metadata["training"])
+        facts = {"recipe": start.metadata["recipe"], "commit": made["commit"]}
+        model, sittings = nnx.clone(start.network), [*made["earlier"], told | facts]
 
     few = validation.noisy[::CHOSEN_ON], validation.clean[::CHOSEN_ON]
 
@@ -692,7 +696,7 @@ def main() -> None:
         outputs = predict(network, np.stack(list(map(stretch, few[0]))))
         return float(np.mean(list(map(psnr, outputs, few[1]))))
 
-    before = reached(model) if sittings else 0.0
+    before = reached(start.network)
 
     def report(history: mdn.History) -> None:
         if history.best == len(history.step) - 1 and history.validation_psnr[-1] > before:
@@ -707,18 +711,19 @@ def main() -> None:
         key=jax.random.key(SEED + len(sittings)),
         report=report,
     )
-    ends = {"best": model, "last": last_weights(model, run, recipe)}
-    if sittings:
-        ends |= {"before": start.network}
+    ends = {"best": model, "last": last_weights(model, run, recipe), "before": start.network}
     scores = {name: on_validation(network, validation) for name, network in ends.items()}
     settled = settle(scores)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     command = "python benchmarks/shipped_weights.py" + f" --further {arguments.further}" * bool(arguments.further)
     if settled == "before":
         write_whole(SHIPPED, begun.read_bytes())
-        further = {"command": command, "commit": commit, "steps": history.step[-1], "validation": scores}
-        write(RESULTS, json.dumps(read_study(RESULTS) | {"tried": further}, indent=1))
-        raise SystemExit(f"no gain on the weights that it started from, which stay: {scores}")
+        hours = round(history.seconds[-1] / 3600, 2)
+        further = {"command": command, "commit": commit, "steps": history.step[-1], "hours": hours}
+        held = read_study(RESULTS)
+        held["tried"] = [*held.get("tried", []), {**further, "recipe": asdict(recipe), "validation": scores}]
+        write(RESULTS, json.dumps(held, indent=1))
+        raise SystemExit(f"no gain on the weights in the box, which stay: {scores}")
     model, at = ends[settled], history.best if settled == "best" else len(history.step) - 1
     statistics = training_statistics(model, validation.noisy[:: max(1, len(validation) // 200)])
     shipped = {"validation_psnr_db": round(reached(model), 2), "settled": settled}

@@ -340,9 +340,10 @@ def test_card_tells_a_sitting_that_gained_nothing():
         "last": {"PSNR (dB)": 20.317, "boundary F": 0.8613},
         "before": {"PSNR (dB)": 20.275, "boundary F": 0.8643},
     }
-    told = " ".join(shipped_weights.tried({"command": "c", "commit": "d", "steps": 700, "validation": scores}))
-    assert "700 steps" in told and "last 20.32 dB, F 0.861; before 20.27 dB, F 0.864" in told
-    assert shipped_weights.settle(scores) == "before" and shipped_weights.tried({}) == []
+    one = {"command": "c", "commit": "d", "steps": 700, "hours": 0.21, "validation": scores}
+    told = " ".join(shipped_weights.tried([one]))
+    assert "700 steps, 0.21 h: last 20.32 dB, F 0.861; in the box 20.27 dB, F 0.864" in told
+    assert shipped_weights.settle(scores) == "before" and shipped_weights.tried([]) == []
 
 
 def test_card_tells_the_recipe_that_the_weights_file_names(written, monkeypatch, denoiser):
