@@ -581,7 +581,7 @@ def targets(parts: dict[str, Table]) -> Table:
             for name in ("raw PSNR", "aligned PSNR", "boundary F"):
                 low = over[column[name]][1]
                 told = f"{recipe}: {name} over DnCNN, both briefly trained (low end)"
-                reach(told, 0, low, strictly=True, beside=True)
+                reach(told, 0, low, strictly=True)
         for name in ("boundary F", "precision"):
             reach(f"{recipe}: {name} over noisy (low end)", 0, noisy[column[name]][1], strictly=True)
         reach(f"{recipe}: recall over noisy", 0, noisy[column["recall"]][0])

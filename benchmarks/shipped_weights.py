@@ -47,18 +47,16 @@ RESULTS = Path(__file__).parent / "results" / "shipped_weights.json"
 RIVALS = RESULTS.with_name("rivals.json")
 UNCERTAINTY = RESULTS.with_name("uncertainty.json")
 ABLATION = RESULTS.with_name("ablation.json")
-FORMER = RESULTS.with_name("ablation_former.json")  # of the pairs before, which chose the recipe
-# a step of the recipe, the row of the ablation that leaves it out or puts it in, and that of the former ablation
-STEPS = {
-    "scale": ("full resolution, as wide for the same work",) * 2,
-    "schedule": ("Adam at 1e-4, constant",) * 2,
-    "symmetries": ("no symmetries",) * 2,
-    "clean_share": ("no clean crops", "a tenth of the crops clean"),
-    "dropout_until": ("dropout to the end",) * 2,
-    "edges": ("edges in the loss", "no edges in the loss"),
-    "boundaries": ("boundaries weigh more in the loss",) * 2,
-    "average": ("averaged weights", "no averaged weights"),
-    "grey_jitter": ("grey jitter", "no grey jitter"),
+STEPS = {  # of the recipe, and the row of the ablation that leaves it out or puts it in
+    "scale": "full resolution, as wide for the same work",
+    "schedule": "Adam at 1e-4, constant",
+    "symmetries": "no symmetries",
+    "clean_share": "no clean crops",
+    "dropout_until": "dropout to the end",
+    "edges": "edges in the loss",
+    "boundaries": "boundaries weigh more in the loss",
+    "average": "averaged weights",
+    "grey_jitter": "grey jitter",
 }
 
 
@@ -427,52 +425,27 @@ def as_config(kind: type, told: dict):
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in told.items() if k in names})
 
 
-def steps_kept(ablation: dict, former: dict, network: mdn.NetworkConfig, recipe: mdn.TrainingConfig) -> list[str]:
-    """What each step of the recipe is worth on its own, now and before it was chosen, and whether it is taken."""
-
-    def steps(table: dict, which: int, gaps: list[str], digits: int) -> list[str]:
-        rows, of, lines = {row[0]: row for row in table.get("rows", [])}, table.get("columns", []), []
-        for step, variants in STEPS.items():
-            if variants[which] in rows and {*gaps} <= {*of}:
-                value = getattr(network if step == "scale" else recipe, step)
-                cells = [rows[variants[which]][of.index(gap)] for gap in (*gaps, "seeds")]
-                lines.append([f"`{step}`", f"`{value}`", variants[which], *cells])
-        return [*markdown(["step", "in the recipe", "variant", *gaps, "seeds"], lines, digits), ""] if lines else []
-
-    greys, f, clean = (
-        [f"{kind}, {gap}" for kind in ("paper", "varied")] for gap in ("aligned gap (dB)", "F gap", "clean in gap (dB)")
-    )
-    now, then = steps(ablation, 0, greys + f + clean, 3), steps(former, 1, greys, 2)
-    late = former.get("late", ABSENT)
-    places = [i for i, name in enumerate(late["columns"]) if i == 0 or name.endswith(("gap", "gap (dB)"))]
-    told = ["Steps of the recipe one by one, early in the training of a smaller network (how: the ablation).", ""]
-    if now:
-        told += ["On validation pairs, as gaps of the row's variant to the recipe (*clean in*: a truth to itself):", ""]
-        told += now
-    else:
-        told += ["What each step is worth is not measured here: `python -m benchmarks.ablation`.", ""]
-    if then:
-        told += [
-            "And what chose the recipe: the same on the pairs before, scored on their test pairs,",
-            "whose grains are retired (regions of micrographs to test on are the same); gaps to a first row that had",
-            "`edges`, `average` and `grey_jitter` and no clean crops "
-            f"(results/{FORMER.name}, of commit {former['commit']}):",
-            "",
-            *then,
-        ]
-    told += [
+def steps_kept(ablation: dict, network: mdn.NetworkConfig, recipe: mdn.TrainingConfig) -> list[str]:
+    """What each step of the recipe is worth on its own, and whether it is taken."""
+    rows, of, lines = {row[0]: row for row in ablation.get("rows", [])}, ablation.get("columns", []), []
+    gaps = [f"{k}, {g}" for g in ("aligned gap (dB)", "F gap", "clean in gap (dB)") for k in ("paper", "varied")]
+    for step, variant in STEPS.items():
+        if variant in rows:
+            value = getattr(network if step == "scale" else recipe, step)
+            cells = [rows[variant][of.index(name)] for name in (*gaps, "seeds")]
+            lines.append([f"`{step}`", f"`{value}`", variant, *cells])
+    if not lines:
+        return ["What each step of the recipe is worth is not measured here: `python -m benchmarks.ablation`.", ""]
+    return [
+        "Steps of the recipe one by one, early in the training of a smaller network (how: the ablation), on validation",
+        "pairs, as gaps of the row's variant to the recipe (*clean in*: a truth to itself):",
+        "",
+        *markdown(["step", "in the recipe", "variant", *gaps, "seeds"], lines, 3),
+        "",
         "Kept where no gain in greys shows: clean crops, for clean images in; the end of dropout, for the statistics",
         "of the batch norms; symmetries, since a micrograph has no up; half the resolution, since it sees farther.",
         "",
-    ] * bool(now or then)
-    if late["rows"]:
-        told += [
-            "Late, going on from weights that were shipped before, for as many steps each, one seed:",
-            "",
-            *markdown([late["columns"][i] for i in places], [[row[i] for i in places] for row in late["rows"]], 3),
-            "",
-        ]
-    return told
+    ]
 
 
 def kflop_a_pixel(network: mdn.DenoisingNetwork, side: int = 256) -> float:
@@ -488,7 +461,6 @@ def card(
     uncertainty: dict | None = None,
     borrowed: dict | None = None,
     ablation: dict | None = None,
-    former: dict | None = None,
 ) -> str:
     """The model card, every number from a run; borrowed: see `borrowed_references`."""
     history, registry, denoiser = results["history"], mdn.micrographs.sources(), mdn.load_denoiser()
@@ -591,7 +563,7 @@ def card(
             f" {history['step'][best - 1]}: training ended before it had stopped gaining." * rising,
             *tried(results.get("tried", [])),
             "",
-            *steps_kept(ablation or {}, former or {}, config, recipe),
+            *steps_kept(ablation or {}, config, recipe),
             "What each part of network and pairs is worth: the table of the ablation, in",
             "[results/ablation.json](../../benchmarks/results/ablation.json) (`python -m benchmarks.ablation`), drawn",
             "in [notebook 04](../../notebooks/04_evaluation.ipynb).",
@@ -665,7 +637,7 @@ def main() -> None:
     if arguments.card:
         pairs = arguments.directory / "pairs.zarr"
         borrowed = borrowed_references(mdn.load_pairs(pairs, "test")) if pairs.exists() else {}
-        told = card(*map(read_study, (RESULTS, RIVALS, UNCERTAINTY)), borrowed, *map(read_study, (ABLATION, FORMER)))
+        told = card(*map(read_study, (RESULTS, RIVALS, UNCERTAINTY)), borrowed, read_study(ABLATION))
         write(SHIPPED.with_name("MODEL_CARD.md"), told)
         return
     jax.config.update("jax_num_cpu_devices", os.cpu_count())  # a share of the batch each: faster than threads within

@@ -282,11 +282,11 @@ def written(monkeypatch, denoiser):
     monkeypatch.setattr(shipped_weights, "hard_kinds", lambda: {"twins": 50.0})
     monkeypatch.setattr(shipped_weights.mdn, "load_denoiser", lambda: denoiser)
     history = {"step": [200, 400], "seconds": [60.0, 120.0], "validation_psnr": [19.1, 19.4]}
-    training = {"history": history, "machine": "one", "pairs": {"train": [24, 14]}}
+    training = {"history": history, "machine": "one", "commit": "abc", "pairs": {"train": [24, 14]}}
 
-    def write(rivals, uncertainty=None, borrowed=None, ablation=None, former=None, psnr=(19.1, 19.4)):
+    def write(rivals, uncertainty=None, borrowed=None, ablation=None, psnr=(19.1, 19.4)):
         history["validation_psnr"] = list(psnr)
-        return shipped_weights.card(training, rivals, uncertainty, borrowed, ablation, former)
+        return shipped_weights.card(training, rivals, uncertainty, borrowed, ablation)
 
     return write
 
@@ -396,14 +396,7 @@ def test_card_tells_what_each_step_is_worth_and_whether_it_is_taken(written):
     text = written(measured()["rivals"], ablation=table)
     taken = shipped_weights.RECIPE.symmetries
     assert f"| `symmetries` | `{taken}` | no symmetries |{' -0.300 ± 0.248 |' * 6} 4 |" in text
-    assert "python -m benchmarks.ablation`" in written({}) and "Late, going on" not in text
-    row = ["no edges in the loss", 3, [0.07, 0.0, 0.14], [0.12, 0.0, 0.24]]
-    late = {"columns": ["variant", "paper, F", "paper, F gap"], "rows": [["other", 0.9, [0.002, 0.001, 0.003]]]}
-    columns = ["variant", "seeds", "paper, aligned gap (dB)", "varied, aligned gap (dB)"]
-    former = {"columns": columns, "rows": [row], "late": late, "commit": "abc"}
-    text = written(measured()["rivals"], ablation=table, former=former)
-    assert "| `edges` | `0.0` | no edges in the loss | 0.07 ± 0.07 | 0.12 ± 0.12 | 3 |" in text
-    assert "| other | 0.002 ± 0.001 |" in text and "of commit abc" in text
+    assert "python -m benchmarks.ablation`" in written({})
 
 
 def test_boundaries_settle_what_is_shipped_among_the_near(monkeypatch):
