@@ -442,8 +442,8 @@ def steps_kept(ablation: dict, network: mdn.NetworkConfig, recipe: mdn.TrainingC
         "",
         *markdown(["step", "in the recipe", "variant", *gaps, "seeds"], lines, 3),
         "",
-        "Kept where no gain in greys shows: clean crops, for clean images in; the end of dropout, for the statistics",
-        "of the batch norms; symmetries, since a micrograph has no up; half the resolution, since it sees farther.",
+        "Kept for more than greys: clean crops, for clean images in; the end of dropout, for the statistics of the",
+        "batch norms. What makes the pairs more varied costs greys on them, and is there for micrographs.",
         "",
     ]
 
