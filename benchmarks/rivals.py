@@ -267,7 +267,8 @@ class Recipe:
         What is held side by side beyond the main table. Of a filter made for defects, it is the one tuned for raw PSNR,
         which does more: for aligned PSNR many a filter is tuned to leave the image nearly as it is.
         """
-        made = [[name for name in self.filters if name.startswith(kind)][-1] for kind in MADE_FOR_DEFECTS]
+        kinds = ([name for name in self.filters if name.startswith(kind)] for kind in MADE_FOR_DEFECTS)
+        made = [names[-1] for names in kinds if names]
         return {name: self.methods[name] for name in (NOISY, self.best, *made, NETWORK)}
 
 

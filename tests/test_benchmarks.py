@@ -98,7 +98,7 @@ def bench(tmp_path, monkeypatch):
         return np.float32(0.98 * ndimage.gaussian_filter(image, 0.3) if known is None else 0.98 * known + 0.005)
 
     denoiser = type("Perfect", (), {"restore": staticmethod(restore), "__call__": lambda self, image: restore(image)})()
-    few = {name: baselines.BASELINES[name] for name in ("gaussian", "median")}
+    few = {name: baselines.BASELINES[name] for name in ("gaussian", "median", "closing")}
     monkeypatch.setattr(baselines, "BASELINES", few)
     monkeypatch.setattr(rivals.mdn, "load_denoiser", lambda path: denoiser)
     monkeypatch.setattr(rivals.mdn, "load_pairs", lambda path, split: splits[split])
@@ -153,7 +153,9 @@ def test_other_parts_tell_what_was_done(bench, monkeypatch):
     monkeypatch.setattr(rivals, "traced_boundaries", lambda name: edges)
     found = rivals.steel(bench)
     of, rows = {name: place for place, name in enumerate(found["columns"])}, found["rows"]
-    assert len(rows) == 3 * (4 * 3 + 1) and all(len(row) == len(of) for row in rows)
+    compared = list(bench.general.compared())
+    assert compared[0] == "noisy" and compared[-2].startswith("closing") and compared[-1] == "network"
+    assert len(rows) == 3 * (4 * len(compared) + 1) and all(len(row) == len(of) for row in rows)
     by_chance = [row[of["boundary F"]].mean for row in rows if row[2] == "chance"]
     assert len(by_chance) == 3 and by_chance[0] < by_chance[2] < 1  # the denser the lines, the less they say
     rows = [row for row in rows if row[2] != "chance"]
@@ -162,7 +164,7 @@ def test_other_parts_tell_what_was_done(bench, monkeypatch):
         assert row[of["grain grey p95"]].mean == 0 or row[2] != "noisy"
         for column in ("raw PSNR to untouched", "PSNR outside", "PSNR inside defects", "scratches restored"):
             assert np.isnan(row[of[column]].mean) == (row[1] == 0)
-    clean, dirty = rows[0], rows[9]
+    clean, dirty = rows[0], rows[3 * len(compared)]
     assert clean[of["boundary F"]].mean > 0.7 and clean[of["G error"]].mean < 0.5
     assert dirty[of["VoI split"]].mean + dirty[of["VoI merge"]].mean > clean[of["VoI split"]].mean
     assert dirty[of["raw PSNR to untouched"]].mean < 25 and dirty[of["scratches restored"]].mean < 0.9
