@@ -475,9 +475,14 @@ def _save(directory: Path, state, best, history: History) -> None:
 
 
 def _clear(directory: Path) -> None:
-    """Remove checkpoints that were begun and not ended."""
-    for unfinished in (directory / "last").glob("*orbax-checkpoint-tmp*"):
-        shutil.rmtree(unfinished, ignore_errors=True)
+    """Remove checkpoints that were begun and not ended; a write still under way may put a file back for a moment."""
+    for _ in range(20):
+        unfinished = list((directory / "last").glob("*orbax-checkpoint-tmp*"))
+        if not unfinished:
+            return
+        for folder in unfinished:
+            shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.05)
 
 
 def _note(directory: Path, step: int, kept: Sequence[int], history: History) -> None:
