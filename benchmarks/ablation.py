@@ -40,10 +40,8 @@ BUDGET = {"steps": 400, "crop": 96, "learning_rate": 2e-3, "evaluate_every": 400
 KEPT = {"best": "network_short", "DnCNN": "DnCNN_short", "no attention": "no_attention_short"}
 RATES = (5e-4, 1e-3, 2e-3)  # of DnCNN
 RATED_ON = 16  # validation pairs that choose DnCNN's rate
-SPREAD, TUNED = (
-    44,
-    3,
-)  # validation pairs of each recipe; every third tunes a row's boundary threshold, the others score it
+SPREAD = 44  # validation pairs of each recipe
+TUNED = 3  # every third of them tunes a row's boundary threshold, the others score it
 CLEAN = "clean in"  # PSNR of a truth to itself
 COLUMNS = ("raw PSNR", "aligned PSNR", "SSIM", "boundary F", "twin recall", CLEAN)
 GAPS = {"aligned PSNR": "aligned gap (dB)", "boundary F": "F gap", CLEAN: "clean in gap (dB)"}

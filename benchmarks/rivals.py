@@ -581,8 +581,7 @@ def targets(parts: dict[str, Table]) -> Table:
         if over := gains.get((recipe, f"{SHORT[0]} - {SHORT[2]}")):
             for name in ("raw PSNR", "aligned PSNR", "boundary F"):
                 low = over[column[name]][1]
-                told = f"{recipe}: {name} over DnCNN, both briefly trained (low end)"
-                reach(told, 0, low, strictly=True)
+                reach(f"{recipe}: {name} over DnCNN, both briefly trained (low end)", 0, low, strictly=True)
         for name in ("boundary F", "precision"):
             reach(f"{recipe}: {name} over noisy (low end)", 0, noisy[column[name]][1], strictly=True)
         reach(f"{recipe}: recall over noisy", 0, noisy[column["recall"]][0])
@@ -591,12 +590,8 @@ def targets(parts: dict[str, Table]) -> Table:
         if recipe == "paper":
             reach("paper: share of pairs with G within 0.25 of the truth", 0.9, network[column["G within 0.25"]][0])
             within = network[column["G within 0.25 of clean"]][0]
-            reach(
-                "paper: share of pairs with G within 0.25 of the clean image's, segmented alike",
-                0.9,
-                within,
-                beside=True,
-            )
+            told = "paper: share of pairs with G within 0.25 of the clean image's, segmented alike"
+            reach(told, 0.9, within, beside=True)
         reach(f"{recipe}: scratch pixels restored, raw", 0.8, network[column["scratches restored, raw"]][0])
         aligned = network[column["scratches restored"]][0]
         reach(f"{recipe}: scratch pixels restored, aligned", 0.8, aligned, beside=True)
