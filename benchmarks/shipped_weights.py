@@ -3,7 +3,7 @@
 Makes the pairs in data/shipped/pairs.zarr (real micrographs, found as `mdn.micrographs` finds them), trains in
 data/shipped/run, and writes mdn/weights/denoiser.safetensors after each evaluation that was the best so far.
 What gains nothing on the weights in the box is not shipped, and told. `--further 1500` goes on from these for as many
-steps, at half the rate. `--card` writes the model card from what the weights' file says of itself and what the studies
+steps, at half the rate, with more clean crops and with fields that hold no grains. `--card` writes the model card from what the weights' file says of itself and what the studies
 left in benchmarks/results.
 """
 
@@ -26,9 +26,9 @@ from mdn import training
 from mdn.defects import KINDS
 from mdn.files import write_whole
 from mdn.inference import SHIPPED
-from mdn.metrics import boundary_score, choose_threshold, detect_boundaries, psnr
+from mdn.metrics import boundary_score, choose_threshold, detect_boundaries, matched_psnr, psnr
 from mdn.network import stretch
-from mdn.synthesis import LOOKS, STAND_INS, PairConfig
+from mdn.synthesis import LOOKS, STAND_INS, PairConfig, blank_field
 from mdn.training import predict
 from mdn.uncertainty import training_statistics
 
@@ -38,10 +38,13 @@ RECIPE = mdn.TrainingConfig(
     steps=6000, batch=8, crop=128, learning_rate=1.5e-3, schedule="cosine", clean_share=0.1, dropout_until=0.5,
     evaluate_every=400,
 )  # fmt: skip
+FURTHER = {"learning_rate": RECIPE.learning_rate / 2, "clean_share": 0.2}
+BLANK = 120  # fields without grains among the pairs of further training
 SEED = 2028
 CHOSEN_ON = 15  # every 15th validation pair chooses the best checkpoint
 SETTLED_ON = 5  # every 5th settles, at the end, whether that or the last is shipped, or neither
-WITHIN = 0.1  # dB of PSNR, for a better boundary F
+WITHIN = {"PSNR (dB)": 0.1, "boundary F": 0.005}  # of the best, for better negative controls
+CLEAN = "clean in (dB)"
 DRAWN = 2000  # recipes, to say how many of them are hard
 RESULTS = Path(__file__).parent / "results" / "shipped_weights.json"
 RIVALS = RESULTS.with_name("rivals.json")
@@ -102,24 +105,35 @@ def last_weights(model: mdn.DenoisingNetwork, directory: Path, config: mdn.Train
     return model
 
 
+def without_grains(pairs: mdn.dataset.Pairs) -> tuple[np.ndarray, np.ndarray]:
+    """Noisy and clean images of the pairs, and `BLANK` fields without grains behind them."""
+    keys = jax.random.split(jax.random.key(SEED), BLANK)
+    blank = zip(*(blank_field(pairs.noisy.shape[1:], key=key) for key in keys), strict=True)
+    return tuple(np.concatenate([a, b]) for a, b in zip((pairs.noisy, pairs.clean), blank, strict=True))
+
+
 def on_validation(network: nnx.Module, validation: mdn.dataset.Pairs) -> dict[str, float]:
-    """Mean PSNR and boundary F on the pairs that settle what is shipped; a threshold for each recipe."""
-    chosen = np.arange(0, len(validation), SETTLED_ON)
-    restored = np.stack([mdn.Denoiser(network).restore(validation.noisy[i]) for i in chosen])
+    """Means over the pairs that settle what is shipped: PSNR, boundary F, with a threshold for each recipe, and the
+    matched PSNR of a truth to itself.
+    """
+    chosen, denoiser = np.arange(0, len(validation), SETTLED_ON), mdn.Denoiser(network)
+    restored = np.stack([denoiser.restore(validation.noisy[i]) for i in chosen])
+    itself = [matched_psnr(denoiser.restore(x), x, x) for x in validation.clean[chosen]]
     truth, varied, found = validation.boundaries[chosen], validation.varied[chosen], np.zeros(len(chosen))
     for kind in np.unique(varied):
         threshold = choose_threshold(restored[varied == kind], truth[varied == kind])
         for i in np.flatnonzero(varied == kind):
             found[i] = boundary_score(detect_boundaries(restored[i], threshold), truth[i]).f
     greys = np.array([psnr(*images) for images in zip(restored, validation.clean[chosen], strict=True)])
-    return {"PSNR (dB)": float(greys.mean()), "boundary F": float(found.mean())}
+    return {"PSNR (dB)": greys.mean().item(), "boundary F": found.mean().item(), CLEAN: np.mean(itself).item()}
 
 
 def settle(scores: dict[str, dict[str, float]]) -> str:
-    """Of those within `WITHIN` of the highest PSNR, the one of the highest boundary F."""
-    highest = max(score["PSNR (dB)"] for score in scores.values())
-    near = {name: score for name, score in scores.items() if score["PSNR (dB)"] >= highest - WITHIN}
-    return max(near, key=lambda name: near[name]["boundary F"])
+    """Of those within `WITHIN` of the highest PSNR, then of the highest boundary F, the one best at clean in."""
+    for what, within in WITHIN.items():
+        highest = max(score[what] for score in scores.values())
+        scores = {name: score for name, score in scores.items() if score[what] >= highest - within}
+    return max(scores, key=lambda name: scores[name][CLEAN])
 
 
 def hard_kinds() -> dict[str, float]:
@@ -657,14 +671,11 @@ def main() -> None:
         write_whole(begun, SHIPPED.read_bytes())
     model, sittings, recipe = mdn.DenoisingNetwork(NETWORK, rngs=nnx.Rngs(SEED)), [], RECIPE
     if arguments.further:
-        recipe = replace(
-            RECIPE, steps=arguments.further, learning_rate=RECIPE.learning_rate / 2,
-            evaluate_every=max(1, arguments.further // 4),
-        )  # fmt: skip
+        recipe = replace(RECIPE, steps=arguments.further, evaluate_every=max(1, arguments.further // 4), **FURTHER)
         made, told = read_study(RESULTS), dict(start.metadata["training"])
         facts = {"recipe": start.metadata["recipe"], "commit": made["commit"]}
         model, sittings = nnx.clone(start.network), [*made["earlier"], told | facts]
-
+    data = without_grains(train) if arguments.further else (train.noisy, train.clean)
     few = validation.noisy[::CHOSEN_ON], validation.clean[::CHOSEN_ON]
 
     def reached(network: nnx.Module) -> float:
@@ -679,7 +690,7 @@ def main() -> None:
 
     history = mdn.fit(
         model,
-        (train.noisy, train.clean),
+        data,
         few,
         config=recipe,
         directory=run,
