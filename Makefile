@@ -14,7 +14,7 @@ RUN       := $(PY) notebooks/reproduce.py
 LAB_KEYS   = $(addprefix metadata.language_info.,codemirror_mode file_extension mimetype nbconvert_exporter \
 	pygments_lexer version)
 STRIP      = $(PY) -m nbstripout --keep-id --extra-keys "$(strip $(LAB_KEYS))"
-STUDIES    = ablation rivals uncertainty attention
+STUDIES    = ablation dncnn rivals uncertainty attention
 BENCHMARKS = phase_field inference training
 # glibc then asks for large pages, which spares a training step its page faults; elsewhere nobody reads it.
 LARGE      = GLIBC_TUNABLES=glibc.malloc.hugetlb=1
@@ -66,7 +66,7 @@ weights: env  ## train the shipped weights anew, or go on: hours, needs the real
 bench: env  ## the side-by-side tables of benchmarks/
 	@set -e; for name in $(BENCHMARKS); do echo "== $$name"; MPLBACKEND=Agg $(PY) -m benchmarks.$$name $(ARGS); done
 
-studies: env  ## ablation, rivals, uncertainty, attention, on the pairs of `make weights`: an hour or more
+studies: env  ## ablation, DnCNN, rivals, uncertainty, attention, on the pairs of `make weights`: hours
 	@set -e; for study in $(STUDIES); do echo "== $$study"; MPLBACKEND=Agg $(PY) -m benchmarks.$$study; done
 
 test: lint  ## lint, then the tests

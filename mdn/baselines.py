@@ -52,7 +52,7 @@ Number = float | int
 Parameter = Number | tuple[Number, ...]
 Method = Callable[[np.ndarray], np.ndarray]
 Triple = tuple[np.ndarray, np.ndarray, np.ndarray]  # noisy, clean and true boundaries (bool), each [N, H, W]
-SIGMAS = (0.02, 0.04, 0.07, 0.1, 0.15, 0.22, 0.32, 0.45)  # absolute: an estimate misses noise that is correlated
+SIGMAS = (0.005, 0.01, 0.02, 0.04, 0.07, 0.1, 0.15, 0.22, 0.32, 0.45, 0.64)  # estimates miss noise that is correlated
 LARGEST_SPOT = 80  # px of area: a pit or a speck of dust, not a piece of a boundary
 SHORTEST_SCRATCH = 50  # px of a straight line: boundaries bend sooner, most of them
 
@@ -140,19 +140,24 @@ class Baseline:
             raise ValueError(f"parameter: {parameter}; accepted: above 0, {self.name} tries {self.grid}")
         return np.clip(self.filter(image, *values), 0, 1).astype(np.float32)
 
+    def at_end(self, parameter: Parameter) -> bool:
+        """Whether a value of the grid is the first or the last of its axis: what lies beyond it was not tried."""
+        grid = np.reshape(np.array(self.grid, float), (len(self.grid), -1))
+        return bool(np.any((np.atleast_1d(parameter) == grid.min(0)) | (np.atleast_1d(parameter) == grid.max(0))))
+
 
 BASELINES: dict[str, Baseline] = {
     baseline.name: baseline
     for baseline in (
-        Baseline("gaussian", gaussian, (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)),
+        Baseline("gaussian", gaussian, (0.3, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)),
         Baseline("median", median, (1, 2, 3, 4, 6)),
-        Baseline("bilateral", bilateral, tuple(product((0.05, 0.1, 0.2, 0.4, 0.8), (1, 2, 4)))),
+        Baseline("bilateral", bilateral, tuple(product((0.02, 0.05, 0.1, 0.2, 0.4, 0.8), (1, 2, 4, 8)))),
         Baseline("wavelet", wavelet, SIGMAS),
         Baseline("non-local means", non_local_means, SIGMAS),
-        Baseline("total variation", total_variation, (0.03, 0.06, 0.1, 0.15, 0.22, 0.32, 0.5, 0.8)),
-        Baseline("closing", closing, (4, 16, 64, 128, 256, 512, 1024, 2048, 4096)),
-        Baseline("inpainting", inpainting, (0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)),
-        Baseline("BM3D", bm3d, SIGMAS[2:7]),
+        Baseline("total variation", total_variation, (0.005, 0.01, 0.02, 0.03, 0.06, 0.1, 0.15, 0.22, 0.32, 0.5, 0.8)),
+        Baseline("closing", closing, (2, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096)),
+        Baseline("inpainting", inpainting, (0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8)),
+        Baseline("BM3D", bm3d, SIGMAS[2:]),
     )
     if baseline.name != "BM3D" or find_spec("bm3d")  # free for non-commercial use only: an extra of its own
 }

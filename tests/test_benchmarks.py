@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from benchmarks import ablation, inference, rivals, shipped_weights, training
+from benchmarks import ablation, dncnn, inference, rivals, shipped_weights, training
 from benchmarks import phase_field as benchmark
 from benchmarks.parts import save, show
 from mdn import baselines
@@ -126,10 +126,23 @@ def test_the_better_method_stands_out_in_the_table(bench, capsys):
         assert truth[column["twin recall"]][0] > 0.9
         assert truth[column["G error to clean"]][0] == 0 and truth[column["G within 0.25 of clean"]][0] == 1
         assert noisy[column["grain grey p95"]][0] == 0
+        assert truth[column["G error, twins left out"]][0] < 0.5  # squares along the test lines
+    assert any("gaussian (0.3)" in ends or "median (1)" in ends for ends in table["at an end of the grid"].values())
     gain = next(row for row in table["differences"] if row[2] == "network - best filter")
     best = table["best filter"]["paper"]["raw PSNR"]
     place = column["raw PSNR"]
     assert gain[place][0] == pytest.approx(rows["paper", "network"][place][0] - rows["paper", best][place][0])
+
+
+def test_twins_left_out_join_their_grain_and_nothing_else_does():
+    y, x = np.indices((96, 96))
+    lines, twins = np.abs(x - 48) < 1, (np.abs(x - 24) < 1) | (np.abs(x - 30) < 1)
+    found = np.select([x < 24, x < 30, x < 49], [1, 2, 3], 4) + 10 * ((x > 49) & (y > 40))  # 14 is invented
+    joined = rivals.without_twins(found, lines, twins)
+    assert (label_boundaries(joined) == label_boundaries((x > 48) + 2 * (found > 10))).all()
+    assert len(np.unique(joined)) == 3
+    assert len(np.unique(rivals.without_twins(found, lines, np.zeros_like(twins)))) == 5
+    assert np.ptp(rivals.without_twins(np.ones_like(x), lines, twins)) == 0
 
 
 def test_other_parts_tell_what_was_done(bench, monkeypatch):
@@ -180,12 +193,13 @@ def test_targets_are_met_or_missed():
     columns = ["pairs", "n", "method", "raw PSNR", "aligned PSNR", "boundary F", "precision", "recall"]
     columns += [
         "G within 0.25",
+        "G within 0.25, twins left out",
         "G within 0.25 of clean",
         "scratches restored, raw",
         "scratches restored",
         "twin recall",
     ]
-    good, bad = [[8.0, 7.0, 9.0]] * 5 + [[0.95, 0.9, 1]] * 5, [[1.0, -1.0, 3.0]] * 5 + [[0.5, 0.4, 0.6]] * 5
+    good, bad = [[8.0, 7.0, 9.0]] * 5 + [[0.95, 0.9, 1]] * 6, [[1.0, -1.0, 3.0]] * 5 + [[0.5, 0.4, 0.6]] * 6
     for values, verdict in ((good, True), (bad, False)):
         gains = [["paper", 9, f"network - {name}", *values] for name in ("noisy", "best filter")]
         gains += [["paper", 9, "network, short - DnCNN, short", *values]]
@@ -193,10 +207,15 @@ def test_targets_are_met_or_missed():
         rows = [[*row[:5], [0.95 if verdict else 0.5] * 3, *row[6:]] for row in rows]
         found = rivals.targets({"table": {"columns": columns, "rows": rows, "differences": gains}})
         met = {row[0]: row[3] for row in found["rows"]}
-        assert len(met) == 16
+        assert len(met) == 17
         assert {name for name, value in met.items() if value != verdict} <= {
             "paper: recall over noisy", "paper: twin boundary length found, of what is found on the truth",
         }  # fmt: skip
+        gains += [["paper", 9, "network, from nothing - DnCNN, as long", *values]]
+        both = rivals.targets({"table": {"columns": columns, "rows": rows, "differences": gains}})["rows"]
+        over = {row[0]: row[3:] for row in both if "over DnCNN" in row[0]}
+        assert len(over) == 6 and all((own == "set") == ("as long" in name) for name, (_, own) in over.items())
+        assert all(met == verdict for name, (met, _) in over.items())
     steel = [[1, 0.0, "noisy", 1, [0.9, None, None], None], [1, 0.0, "network", 1, [0.8, None, None], None]]
     steel += [[1, 0.6, "noisy", 3, [0.7, 0.6, 0.8], 0.0], [1, 0.6, "network", 3, [0.8, 0.7, 0.9], 0.5]]
     columns = ["smaller by", "strength", "method", "draws", "boundary F", "lost F regained"]
@@ -339,12 +358,12 @@ def test_card_does_without_any_study(written):
 
 def test_card_tells_a_sitting_that_gained_nothing():
     scores = {
-        "last": {"PSNR (dB)": 20.317, "boundary F": 0.8613},
-        "before": {"PSNR (dB)": 20.275, "boundary F": 0.8643},
+        "last": {"PSNR (dB)": 20.317, "boundary F": 0.8613, "clean in (dB)": 29.0},
+        "before": {"PSNR (dB)": 20.275, "boundary F": 0.8673, "clean in (dB)": 28.0},
     }
     one = {"command": "c", "commit": "d", "steps": 700, "hours": 0.21, "validation": scores}
     told = " ".join(shipped_weights.tried([one]))
-    assert "700 steps, 0.21 h: last 20.32 dB, F 0.861; in the box 20.27 dB, F 0.864" in told
+    assert "700 steps, 0.21 h: last 20.32 dB, F 0.861, clean in 29.0 dB; in the box 20.27 dB, F 0.867" in told
     assert shipped_weights.settle(scores) == "before" and shipped_weights.tried([]) == []
 
 
@@ -358,14 +377,42 @@ def test_card_tells_the_recipe_that_the_weights_file_names(written, monkeypatch,
 
 def test_card_tells_causes_of_what_is_missed_alone():
     columns = ["pairs", "n", "method", "raw PSNR", "aligned PSNR", "precision", "grain recall", "twin recall"]
-    columns.append("G within 0.25")
-    rows = [["paper", 9, name, *[[0.5, 0.4, 0.6]] * 6] for name in ("network", "truth")]
+    columns += ["G within 0.25", "G within 0.25, twins left out"]
+    rows = [["paper", 9, name, *[[0.5, 0.4, 0.6]] * 7] for name in ("network", "truth")]
     missed = [["paper: scratch pixels restored, raw", "", 0.1, False, "set"], ["steel: F", "", 0.1, True, "set"]]
     text = "\n".join(shipped_weights.causes({"table": {"columns": columns, "rows": rows}, "targets": {"rows": missed}}))
     assert "- Scratches" in text and text.count("\n- ") == 1
     missed[1][3] = False
     text = "\n".join(shipped_weights.causes({"table": {"columns": columns, "rows": rows}, "targets": {"rows": missed}}))
     assert "- Steel" in text and text.count("\n- ") == 2
+
+
+def test_card_tells_which_rivals_were_trained_as_long():
+    long = {"rows": [["network", 6000, 1.45, 20.0], ["DnCNN", 9000, 1.44, 18.0]], "size": [64, 17]}
+    told = shipped_weights.trained_beside({"noisy", "DnCNN, as long"}, {"long": long})
+    assert "1.44 h, 64 wide and 17 deep" in told[0] and "1.45 h" in told[1] and len(told) == 2
+    assert "No DnCNN" in shipped_weights.trained_beside({"noisy", "DnCNN, short"}, {"long": long})[1]
+    assert shipped_weights.trained_beside(set(), {}) == []
+    assert "(0.5) (paper)" in shipped_weights.at_ends({"at an end of the grid": {"paper": ["gaussian (0.5)"]}})[0]
+    assert "no filter" in shipped_weights.at_ends({"at an end of the grid": {"paper": []}})[0]
+    assert shipped_weights.at_ends({}) == []
+
+
+def test_dncnn_takes_the_size_that_validation_prefers_and_the_time_it_is_given(monkeypatch):
+    def fit(model, data, validation, *, config, **_):
+        better = model.width == 6 and config.learning_rate == 1e-3
+        step = 0.1 * model.width
+        return SimpleNamespace(seconds=[step * n for n in (10, 20, 30)], validation_psnr=[19.0 if better else 18.0])
+
+    monkeypatch.setattr(dncnn.mdn, "fit", fit)
+    monkeypatch.setattr(dncnn, "SIZES", ((4, 3), (6, 4)))
+    data = (np.zeros((2, 8, 8), np.float32),) * 2
+    chosen = dncnn.plan(data, data, seconds=600.0, pilot=6.0)
+    assert chosen["size"] == (6, 4) and chosen["recipe"]["learning_rate"] == 1e-3
+    assert chosen["recipe"]["steps"] == 1000 and chosen["recipe"]["dropout_until"] == 1
+    assert [row[4] for row in chosen["tried"]] == [15] * 3 + [10] * 3
+    shipped = shipped_weights.RECIPE
+    assert chosen["recipe"]["crop"] == shipped.crop and chosen["recipe"]["batch"] == shipped.batch
 
 
 def test_card_tells_what_is_of_other_weights(monkeypatch):
@@ -401,19 +448,30 @@ def test_card_tells_what_each_step_is_worth_and_whether_it_is_taken(written):
     assert "python -m benchmarks.ablation`" in written({})
 
 
-def test_boundaries_settle_what_is_shipped_among_the_near(monkeypatch):
-    def told(psnr, f):
-        return {"PSNR (dB)": psnr, "boundary F": f}
+def test_greys_then_boundaries_then_clean_images_settle_what_is_shipped(monkeypatch):
+    def told(*means):
+        return dict(zip((*shipped_weights.WITHIN, shipped_weights.CLEAN), means, strict=True))
 
-    assert shipped_weights.settle({"best": told(19.5, 0.84), "last": told(19.45, 0.85)}) == "last"
-    assert shipped_weights.settle({"best": told(19.5, 0.84), "last": told(19.3, 0.85)}) == "best"
-    assert shipped_weights.settle({"before": told(19.5, 0.86), "last": told(19.45, 0.85)}) == "before"
+    assert shipped_weights.settle({"best": told(19.5, 0.84, 30), "last": told(19.45, 0.85, 28)}) == "last"
+    assert shipped_weights.settle({"best": told(19.5, 0.84, 28), "last": told(19.3, 0.85, 30)}) == "best"
+    assert shipped_weights.settle({"before": told(19.5, 0.86, 28), "last": told(19.45, 0.856, 30)}) == "last"
+    assert shipped_weights.settle({"before": told(19.5, 0.86, 30), "last": told(19.55, 0.863, 28)}) == "before"
 
     pairs = simulated(20, 0)
     truths = {x.tobytes(): y for x, y in zip(pairs.noisy, pairs.clean, strict=True)}
-    good = SimpleNamespace(restore=lambda image: truths[image.tobytes()] + np.float32(0.01))
+    good = SimpleNamespace(restore=lambda image: truths.get(image.tobytes(), image) + np.float32(0.01))
     blind = SimpleNamespace(restore=lambda image: np.full_like(image, 0.5))
     monkeypatch.setattr(shipped_weights.mdn, "Denoiser", lambda network: network)
     scores = {name: shipped_weights.on_validation(each, pairs) for name, each in (("good", good), ("blind", blind))}
     assert scores["good"]["PSNR (dB)"] == pytest.approx(40, abs=0.1) and scores["good"]["boundary F"] > 0.9
     assert scores["blind"]["boundary F"] == 0 and shipped_weights.settle(scores) == "good"
+    assert scores["good"]["clean in (dB)"] > 35 > scores["blind"]["clean in (dB)"]
+
+
+def test_further_training_sees_fields_without_grains(monkeypatch):
+    monkeypatch.setattr(shipped_weights, "BLANK", 5)
+    pairs = simulated(3, 0)
+    noisy, clean = shipped_weights.without_grains(pairs)
+    assert noisy.shape == clean.shape == (8, 96, 96) and noisy.dtype == clean.dtype == np.float32
+    assert (noisy[:3] == pairs.noisy).all() and (clean[:3] == pairs.clean).all()
+    assert (np.ptp(clean[3:], axis=(1, 2)) == 0).all() and np.ptp(noisy[3:], axis=(1, 2)).max() == 1

@@ -10,11 +10,13 @@ from scipy.spatial.transform import Rotation
 
 from mdn import synthesis
 from mdn.defects import KINDS, DefectStrengths
+from mdn.network import stretch
 from mdn.phase_field import AllenCahn, grow, voronoi
 from mdn.synthesis import (
     STAND_INS,
     PairConfig,
     annealing_twins,
+    blank_field,
     fourier_blend,
     make_pair,
     match_histogram,
@@ -272,6 +274,17 @@ def test_drawn_configurations_span_the_range():
     assert {c.look for c in drawn} == set(synthesis.LOOKS) and {c.missing > 0 for c in drawn} == {True, False}
     assert any(c.grey[1] - c.grey[0] < 0.15 for c in drawn) and any(c.grey[1] - c.grey[0] > 0.5 for c in drawn)
     assert all(any(getattr(c.defects, kind) > 0 for c in drawn) for kind in KINDS)
+
+
+def test_a_blank_field_is_a_grey_on_the_scale_that_the_network_sees():
+    fields = [blank_field((64, 72), key=key) for key in jax.random.split(KEY, 40)]
+    for noisy, truth in fields:
+        assert noisy.shape == truth.shape == (64, 72) and noisy.dtype == truth.dtype == np.float32
+        assert np.ptp(truth) == 0 and noisy.min() >= 0 and noisy.max() <= 1
+        np.testing.assert_allclose(stretch(noisy), noisy, atol=0.02)
+    apart = [abs(float(np.median(noisy)) - truth[0, 0]) for noisy, truth in fields]
+    assert np.median(apart) < 0.05  # most of a field is its grey
+    np.testing.assert_array_equal(blank_field((64, 72), key=jax.random.split(KEY, 40)[3])[0], fields[3][0])
 
 
 CLEAN = {"twin_fraction": 0.0, "magnitude": 0.0, "match": False, "defects": NONE}
