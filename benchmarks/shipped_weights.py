@@ -3,8 +3,8 @@
 Makes the pairs in data/shipped/pairs.zarr (real micrographs, found as `mdn.micrographs` finds them), trains in
 data/shipped/run, and writes mdn/weights/denoiser.safetensors after each evaluation that was the best so far.
 What gains nothing on the weights in the box is not shipped, and told. `--further 1500` goes on from these for as many
-steps, at half the rate, with more clean crops and with fields that hold no grains. `--card` writes the model card from
-what the weights' file says of itself and what the studies left in benchmarks/results.
+steps, at half the rate, with more clean crops, specimens that end within the field, and fields without grains. `--card`
+writes the model card from what the weights' file says of itself and what the studies left in benchmarks/results.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from mdn import training
 from mdn.defects import KINDS
 from mdn.files import write_whole
 from mdn.inference import SHIPPED
-from mdn.metrics import boundary_score, choose_threshold, detect_boundaries, matched_psnr, psnr
+from mdn.metrics import aligned_psnr, boundary_score, choose_threshold, detect_boundaries, matched_psnr, psnr
 from mdn.network import stretch
-from mdn.synthesis import LOOKS, STAND_INS, PairConfig, blank_field
+from mdn.synthesis import LOOKS, STAND_INS, PairConfig, blank_field, mounted
 from mdn.training import predict
 from mdn.uncertainty import training_statistics
 
@@ -38,13 +38,13 @@ RECIPE = mdn.TrainingConfig(
     steps=6000, batch=8, crop=128, learning_rate=1.5e-3, schedule="cosine", clean_share=0.1, dropout_until=0.5,
     evaluate_every=400,
 )  # fmt: skip
-FURTHER = {"learning_rate": RECIPE.learning_rate / 2, "clean_share": 0.2}
-BLANK = 120  # fields without grains among the pairs of further training
+FURTHER = {"learning_rate": RECIPE.learning_rate / 2, "clean_share": 0.15}
+BLANK, MOUNTED = 120, 360  # fields without grains and pairs at a specimen's edge, beside the pairs of further training
 SEED = 2028
 CHOSEN_ON = 15  # every 15th validation pair chooses the best checkpoint
 SETTLED_ON = 5  # every 5th settles, at the end, whether that or the last is shipped, or neither
-WITHIN = {"PSNR (dB)": 0.1, "boundary F": 0.005}  # of the best, for better negative controls
-CLEAN = "clean in (dB)"
+WITHIN = {"PSNR (dB)": 0.1, "boundary F": 0.005}  # of the best, for more of what else is to hold
+CLEAN, EDGE = "clean in (dB)", "at a specimen's edge (dB)"
 DRAWN = 2000  # recipes, to say how many of them are hard
 RESULTS = Path(__file__).parent / "results" / "shipped_weights.json"
 RIVALS = RESULTS.with_name("rivals.json")
@@ -106,16 +106,24 @@ def last_weights(model: mdn.DenoisingNetwork, directory: Path, config: mdn.Train
     return model
 
 
-def without_grains(pairs: mdn.dataset.Pairs) -> tuple[np.ndarray, np.ndarray]:
-    """Noisy and clean images of the pairs, and `BLANK` fields without grains behind them."""
+def at_edges(pairs: mdn.dataset.Pairs, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Noisy and clean images of some pairs, at the edge of a specimen each."""
+    keys = jax.random.split(jax.random.key(SEED), len(chosen))
+    edges = [mounted(pairs.noisy[i], pairs.clean[i], key=key) for i, key in zip(chosen, keys, strict=True)]
+    return tuple(map(np.stack, zip(*edges, strict=True)))
+
+
+def with_edges_and_blanks(pairs: mdn.dataset.Pairs) -> tuple[np.ndarray, np.ndarray]:
+    """Noisy and clean images of the pairs; behind them, of `MOUNTED` again at an edge, and `BLANK` without grains."""
     keys = jax.random.split(jax.random.key(SEED), BLANK)
-    blank = zip(*(blank_field(pairs.noisy.shape[1:], key=key) for key in keys), strict=True)
-    return tuple(np.concatenate([a, b]) for a, b in zip((pairs.noisy, pairs.clean), blank, strict=True))
+    blank = map(np.stack, zip(*(blank_field(pairs.noisy.shape[1:], key=key) for key in keys), strict=True))
+    edges = at_edges(pairs, np.linspace(0, len(pairs) - 1, MOUNTED).astype(int))
+    return tuple(map(np.concatenate, zip((pairs.noisy, pairs.clean), edges, blank, strict=True)))
 
 
 def on_validation(network: nnx.Module, validation: mdn.dataset.Pairs) -> dict[str, float]:
-    """Means over the pairs that settle what is shipped: PSNR, boundary F, with a threshold for each recipe, and the
-    matched PSNR of a truth to itself.
+    """Means over the pairs that settle what is shipped: PSNR, boundary F, with a threshold for each recipe, the matched
+    PSNR of a truth to itself, and the aligned one at a specimen's edge, of what is no mount.
     """
     chosen, denoiser = np.arange(0, len(validation), SETTLED_ON), mdn.Denoiser(network)
     restored = np.stack([denoiser.restore(validation.noisy[i]) for i in chosen])
@@ -126,15 +134,25 @@ def on_validation(network: nnx.Module, validation: mdn.dataset.Pairs) -> dict[st
         for i in np.flatnonzero(varied == kind):
             found[i] = boundary_score(detect_boundaries(restored[i], threshold), truth[i]).f
     greys = np.array([psnr(*images) for images in zip(restored, validation.clean[chosen], strict=True)])
-    return {"PSNR (dB)": greys.mean().item(), "boundary F": found.mean().item(), CLEAN: np.mean(itself).item()}
+    noisy, edges = at_edges(validation, chosen)
+    inside = edges == validation.clean[chosen]
+    edge = [
+        aligned_psnr(denoiser.restore(x)[mask][None], y[mask][None])
+        for x, y, mask in zip(noisy, edges, inside, strict=True)
+    ]
+    means = {"PSNR (dB)": greys, "boundary F": found, CLEAN: itself, EDGE: edge}
+    return {what: float(np.mean(values)) for what, values in means.items()}
 
 
 def settle(scores: dict[str, dict[str, float]]) -> str:
-    """Of those within `WITHIN` of the highest PSNR, then of the highest boundary F, the one best at clean in."""
+    """Of those within `WITHIN` of the highest PSNR, then of the highest boundary F, the best at clean images and edges.
+
+    Decibels of both together.
+    """
     for what, within in WITHIN.items():
         highest = max(score[what] for score in scores.values())
         scores = {name: score for name, score in scores.items() if score[what] >= highest - within}
-    return max(scores, key=lambda name: scores[name][CLEAN])
+    return max(scores, key=lambda name: scores[name][CLEAN] + scores[name][EDGE])
 
 
 def hard_kinds() -> dict[str, float]:
@@ -702,7 +720,7 @@ def main() -> None:
         made, told = read_study(RESULTS), {k: v for k, v in start.metadata["training"].items() if k != "earlier"}
         facts = {"recipe": start.metadata["recipe"], "commit": made["commit"]}
         model, sittings = nnx.clone(start.network), [*made["earlier"], told | facts]
-    data = without_grains(train) if arguments.further else (train.noisy, train.clean)
+    data = with_edges_and_blanks(train) if arguments.further else (train.noisy, train.clean)
     few = validation.noisy[::CHOSEN_ON], validation.clean[::CHOSEN_ON]
 
     def reached(network: nnx.Module) -> float:

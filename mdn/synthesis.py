@@ -483,6 +483,34 @@ def blank_field(shape: tuple[int, int], *, key: Array) -> tuple[Float[np.ndarray
     return stretch(noisy), stretch(grey, limits=stretch_limits(noisy))
 
 
+def mounted(
+    noisy: Float[np.ndarray, "h w"], clean: Float[np.ndarray, "h w"], *, key: Array
+) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
+    """A pair at the edge of its specimen: a tenth to a half of the field, from one side, is the dark mount.
+
+    The mount lies outside the specimen's greys and takes a share of the field, and with both it moves what the network
+    makes of all the rest.
+
+    Args:
+        noisy, clean: a pair [H, W] in [0, 1].
+        key: a `jax.random.key`.
+
+    Returns:
+        Both with the mount: noisy, scratched and blurred in the one, a grey in the other.
+    """
+    grain, scratched = jax.random.split(key)
+    rng, shape = generator(grain), noisy.shape
+    grey, angle = rng.uniform(0, 0.25), rng.choice(4) * math.pi / 2 + rng.normal(0, 0.05)
+    y, x = np.indices(shape) / np.reshape(shape, (2, 1, 1)) - 0.5
+    across = x * math.cos(angle) + y * math.sin(angle) + rng.uniform(0, 0.01) * smooth_noise(shape, 4.0, rng)
+    inside = across < np.quantile(across, rng.uniform(0.1, 0.5))
+    mount = np.full(shape, grey, np.float32)
+    rough = faint_scratch(mount, strength=float(rng.uniform()), key=scratched)
+    rough += np.float32(rng.choice([0.0, 0.04]) * rng.uniform()) * smooth_noise(shape, rng.uniform(0.3, 1), rng)
+    soft = ndimage.gaussian_filter(inside.astype(np.float32), rng.uniform(0.3, 1.5))
+    return np.clip(noisy + soft * (rough - noisy), 0, 1).astype(np.float32), np.where(inside, mount, clean)
+
+
 def _coarser(image: np.ndarray, n: int) -> Float[np.ndarray, "h w"]:
     """Mean over squares of n x n pixels."""
     height, width = image.shape
