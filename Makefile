@@ -67,7 +67,7 @@ bench: env  ## the side-by-side tables of benchmarks/
 	@set -e; for name in $(BENCHMARKS); do echo "== $$name"; MPLBACKEND=Agg $(PY) -m benchmarks.$$name $(ARGS); done
 
 studies: env  ## ablation, DnCNN, rivals, uncertainty, attention, on the pairs of `make weights`: hours
-	@set -e; for study in $(STUDIES); do echo "== $$study"; MPLBACKEND=Agg $(PY) -m benchmarks.$$study; done
+	@set -e; for study in $(STUDIES); do echo "== $$study"; $(LARGE) MPLBACKEND=Agg $(PY) -m benchmarks.$$study; done
 
 test: lint  ## lint, then the tests
 	@MPLBACKEND=Agg $(PY) -m pytest $(ARGS)

@@ -43,8 +43,9 @@ BLANK, MOUNTED = 120, 360  # fields without grains and pairs at a specimen's edg
 SEED = 2028
 CHOSEN_ON = 15  # every 15th validation pair chooses the best checkpoint
 SETTLED_ON = 5  # every 5th settles, at the end, whether that or the last is shipped, or neither
-WITHIN = {"PSNR (dB)": 0.1, "boundary F": 0.005}  # of the best, for more of what else is to hold
 CLEAN, EDGE = "clean in (dB)", "at a specimen's edge (dB)"
+WITHIN = {"PSNR (dB)": 0.1, "boundary F": 0.005, CLEAN: 0.5}  # of the best, for more at a specimen's edge
+HALF = "0.5 of the way"  # between what a further training began with and its end
 DRAWN = 2000  # recipes, to say how many of them are hard
 RESULTS = Path(__file__).parent / "results" / "shipped_weights.json"
 RIVALS = RESULTS.with_name("rivals.json")
@@ -106,9 +107,18 @@ def last_weights(model: mdn.DenoisingNetwork, directory: Path, config: mdn.Train
     return model
 
 
-def at_edges(pairs: mdn.dataset.Pairs, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def half_way(start: mdn.DenoisingNetwork, end: mdn.DenoisingNetwork) -> mdn.DenoisingNetwork:
+    """The mean of two weights of which one was trained from the other (Wortsman et al., CVPR 2022): what the training
+    was for is gained by more than half, what it forgot by less is lost.
+    """
+    mean, states = nnx.clone(end), [nnx.state(each, (nnx.Param, nnx.BatchStat)) for each in (start, end)]
+    nnx.update(mean, jax.tree.map(lambda one, other: (one + other) / 2, *states))
+    return mean
+
+
+def at_edges(pairs: mdn.dataset.Pairs, chosen: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Noisy and clean images of some pairs, at the edge of a specimen each."""
-    keys = jax.random.split(jax.random.key(SEED), len(chosen))
+    keys = jax.random.split(jax.random.key(seed), len(chosen))
     edges = [mounted(pairs.noisy[i], pairs.clean[i], key=key) for i, key in zip(chosen, keys, strict=True)]
     return tuple(map(np.stack, zip(*edges, strict=True)))
 
@@ -117,7 +127,7 @@ def with_edges_and_blanks(pairs: mdn.dataset.Pairs) -> tuple[np.ndarray, np.ndar
     """Noisy and clean images of the pairs; behind them, of `MOUNTED` again at an edge, and `BLANK` without grains."""
     keys = jax.random.split(jax.random.key(SEED), BLANK)
     blank = map(np.stack, zip(*(blank_field(pairs.noisy.shape[1:], key=key) for key in keys), strict=True))
-    edges = at_edges(pairs, np.linspace(0, len(pairs) - 1, MOUNTED).astype(int))
+    edges = at_edges(pairs, np.linspace(0, len(pairs) - 1, MOUNTED).astype(int), SEED)
     return tuple(map(np.concatenate, zip((pairs.noisy, pairs.clean), edges, blank, strict=True)))
 
 
@@ -134,7 +144,7 @@ def on_validation(network: nnx.Module, validation: mdn.dataset.Pairs) -> dict[st
         for i in np.flatnonzero(varied == kind):
             found[i] = boundary_score(detect_boundaries(restored[i], threshold), truth[i]).f
     greys = np.array([psnr(*images) for images in zip(restored, validation.clean[chosen], strict=True)])
-    noisy, edges = at_edges(validation, chosen)
+    noisy, edges = at_edges(validation, chosen, SEED + 1)
     inside = edges == validation.clean[chosen]
     edge = [
         aligned_psnr(denoiser.restore(x)[mask][None], y[mask][None])
@@ -145,14 +155,11 @@ def on_validation(network: nnx.Module, validation: mdn.dataset.Pairs) -> dict[st
 
 
 def settle(scores: dict[str, dict[str, float]]) -> str:
-    """Of those within `WITHIN` of the highest PSNR, then of the highest boundary F, the best at clean images and edges.
-
-    Decibels of both together.
-    """
+    """Of those within `WITHIN` of the highest PSNR, then boundary F, then clean in, the best at a specimen's edge."""
     for what, within in WITHIN.items():
         highest = max(score[what] for score in scores.values())
         scores = {name: score for name, score in scores.items() if score[what] >= highest - within}
-    return max(scores, key=lambda name: scores[name][CLEAN] + scores[name][EDGE])
+    return max(scores, key=lambda name: scores[name][EDGE])
 
 
 def hard_kinds() -> dict[str, float]:
@@ -291,6 +298,13 @@ def failures(rivals: dict) -> list[str]:
         ]
     sections = {"removal": defects, "steel": steels, "controls": blank}
     return [line for name, lines in sections.items() for line in told(rivals, name, lines)]
+
+
+def at_the_edge(rivals: dict) -> list[str]:
+    """A specimen that ends within the field, beside its mount, and the same without it."""
+    rows = [row for row in rivals.get("controls", ABSENT)["rows"] if "specimen's edge" in row[0]]
+    methods, found = side_by_side(rows, 1, 2)
+    return markdown(["", *methods], [[*name, *map(values.get, methods)] for name, values in found.items()])
 
 
 def steel_column(rivals: dict, column: str) -> tuple[list[str], dict[tuple, dict]]:
@@ -468,6 +482,25 @@ def trust(uncertainty: dict) -> list[str]:
     return lines
 
 
+def passed(training: dict) -> str:
+    """That its end was not shipped as it is, but a mean with what it began with."""
+    settled = training.get("settled", "")
+    return f", {settled} from what it began with" * ("of the way" in settled)
+
+
+def beside_pairs(training: dict) -> str:
+    """What a training saw that is no pair of the dataset."""
+    told = [
+        f"{training[what]} {text}"
+        for what, text in (
+            ("at edges", "of them again beside a dark mount, which is a grey in the truth as well"),
+            ("without grains", "fields without grains, whose truth is their grey as the network sees it"),
+        )
+        if what in training
+    ]
+    return f"; beside the pairs {' and '.join(told)}" * bool(told)
+
+
 def tried(trainings: list[dict]) -> list[str]:
     """What further trainings came to that are not shipped, since they gained too little on what is in the box."""
     lines = []
@@ -475,10 +508,11 @@ def tried(trainings: list[dict]) -> list[str]:
         scores = "; ".join(
             f"{'in the box' if name == 'before' else name} {score['PSNR (dB)']:.2f} dB, F {score['boundary F']:.3f}"
             + (f", clean in {score[CLEAN]:.1f} dB" if CLEAN in score else "")
+            + (f", edge {score[EDGE]:.1f} dB" if EDGE in score else "")
             for name, score in one["validation"].items()
         )
         lines.append(f"- `{one['command']}`, commit {one['commit']}, {one['steps']} steps, {one['hours']} h: {scores}.")
-    return ["", "Trained as well and not shipped, by the same rule:", "", *lines] * bool(lines)
+    return ["", "Trained as well and not shipped, by the rule of their commits:", "", *lines] * bool(lines)
 
 
 def as_config(kind: type, told: dict):
@@ -586,9 +620,9 @@ def card(
             f"{pairs.n_runs} phase-field runs (`{pairs}`).",
             f"Every {CHOSEN_ON}th of the {counts['validation']} validation pairs chose the best checkpoint"
             + (
-                f"; every {SETTLED_ON}th settled which are shipped, of those near the best in PSNR and boundary F ("
+                f"; every {SETTLED_ON}th settled which are shipped, of those near the best ("
                 + ", ".join(f"within {within:g} of the highest {what}" for what, within in WITHIN.items())
-                + ") the best at clean images: "
+                + ") the best at a specimen's edge: "
                 + ", ".join(
                     f"{name} (" + ", ".join(f"{what} {value:.3f}" for what, value in score.items()) + ")"
                     for name, score in settled["validation"].items()
@@ -603,7 +637,7 @@ def card(
             "",
             "Each is cut into disjoint regions for training, validation and test. The weights hold no image of them.",
             references + ".",
-            "The truth: a grey for each grain and twin, a dark groove along boundaries, and nothing else.",
+            "The truth of a pair: a grey for each grain and twin, a dark groove along boundaries, and nothing else.",
             "",
             f"How hard the varied pairs are (shares of {DRAWN} recipes drawn by `PairConfig.draw`):",
             "",
@@ -613,14 +647,15 @@ def card(
             *[
                 f"- `{as_config(mdn.TrainingConfig, one['recipe'])}`: {one['hours']} h, to step {one['step']} and "
                 f"{one['validation_psnr_db']} dB on validation pairs as commit {one['commit']} makes them"
-                + (f"; then {one['settled']}" if "of the way" in one.get("settled", "") else "")
+                + passed(one)
+                + beside_pairs(one)
                 + "."
                 for one in sittings
             ],
             f"- `{recipe}`: {history['seconds'][-1] / 3600:.2f} h on pairs as commit {results['commit']} makes them, "
-            f"seed {seed} ({results['machine']})." + f" {earlier:.2f} h before." * bool(earlier),
+            f"seed {seed} ({results['machine']}){beside_pairs(settled)}." + f" {earlier:.2f} h before." * bool(earlier),
             "",
-            f"Shipped are those of step {history['step'][best]}:"
+            f"Shipped are those of step {history['step'][best]}{passed(settled)}:"
             f" {settled.get('validation_psnr_db', psnr[best]):.2f} dB on the pairs that choose checkpoints."
             + f" Validation PSNR was still rising at the last step, from {psnr[best - 1]:.2f} dB at step"
             f" {history['step'][best - 1]}: training ended before it had stopped gaining." * rising,
@@ -651,6 +686,11 @@ def card(
             "flatter there, and is below 0 where the network adds to it:",
             "",
             *told(rivals, "removal", removed(rivals.get("removal", ABSENT)["rows"])),
+            "### A specimen that ends within the field",
+            "Beside a dark mount, drawn as in the last part of the training (`mdn.synthesis.mounted`); and the same",
+            "pixels without it.",
+            "",
+            *told(rivals, "controls", at_the_edge(rivals)),
             "### The annotated steel",
             "Boundary F with defects added (all kinds but corrosion) at several strengths, as it is and at smaller",
             "magnifications; regained: the share of the F that the defects cost which the network brings back. PSNR",
@@ -712,14 +752,19 @@ def main() -> None:
     begun = run / "start.safetensors"  # the weights in the box soon may be this run's own
     start = mdn.load_denoiser(begun if begun.exists() else SHIPPED)
     if not begun.exists():
-        run.mkdir(parents=True, exist_ok=True)
+        made, told = read_study(RESULTS), {k: v for k, v in start.metadata["training"].items() if k != "earlier"}
+        facts = {"recipe": start.metadata["recipe"], "commit": made["commit"]}
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True
+        ).stdout.strip()
+        write(run / "begun.json", json.dumps({"commit": commit, "sittings": [*made["earlier"], told | facts]}))
         write_whole(begun, SHIPPED.read_bytes())
+    held = json.loads((run / "begun.json").read_text())
+    commit = held["commit"]
     model, sittings, recipe = mdn.DenoisingNetwork(NETWORK, rngs=nnx.Rngs(SEED)), [], RECIPE
     if arguments.further:
         recipe = replace(RECIPE, steps=arguments.further, evaluate_every=max(1, arguments.further // 4), **FURTHER)
-        made, told = read_study(RESULTS), {k: v for k, v in start.metadata["training"].items() if k != "earlier"}
-        facts = {"recipe": start.metadata["recipe"], "commit": made["commit"]}
-        model, sittings = nnx.clone(start.network), [*made["earlier"], told | facts]
+        model, sittings = nnx.clone(start.network), held["sittings"]
     data = with_edges_and_blanks(train) if arguments.further else (train.noisy, train.clean)
     few = validation.noisy[::CHOSEN_ON], validation.clean[::CHOSEN_ON]
 
@@ -743,9 +788,9 @@ def main() -> None:
         report=report,
     )
     ends = {"best": model, "last": last_weights(model, run, recipe), "before": start.network}
+    ends |= {HALF: half_way(start.network, ends["last"])} if arguments.further else {}
     scores = {name: on_validation(network, validation) for name, network in ends.items()}
     settled = settle(scores)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     command = "python benchmarks/shipped_weights.py" + f" --further {arguments.further}" * bool(arguments.further)
     if settled == "before":
         if mdn.load_denoiser().metadata["recipe"] == {**asdict(recipe), "seed": SEED + len(sittings)}:
@@ -759,7 +804,8 @@ def main() -> None:
         raise SystemExit(f"no gain on the weights in the box, which stay: {scores}")
     model, at = ends[settled], history.best if settled == "best" else len(history.step) - 1
     statistics = training_statistics(model, validation.noisy[:: max(1, len(validation) // 200)])
-    shipped = {"validation_psnr_db": round(reached(model), 2), "settled": settled}
+    beside = {"at edges": MOUNTED, "without grains": BLANK} if arguments.further else {}
+    shipped = {"validation_psnr_db": round(reached(model), 2), "settled": settled, **beside}
     export(model, history, sittings, recipe, statistics, at, shipped)
     machine = f"{platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__} on {jax.default_backend()}"
     results = {

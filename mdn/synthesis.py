@@ -488,8 +488,8 @@ def mounted(
 ) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
     """A pair at the edge of its specimen: a tenth to a half of the field, from one side, is the dark mount.
 
-    The mount lies outside the specimen's greys and takes a share of the field, and with both it moves what the network
-    makes of all the rest.
+    The mount is darker than most of the specimen and takes a share of the field, and with both it moves what the
+    network makes of all the rest.
 
     Args:
         noisy, clean: a pair [H, W] in [0, 1].

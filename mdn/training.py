@@ -266,7 +266,7 @@ def _batch(
             continue
         both = np.stack([a[i, top : top + height, left : left + width] for a in (noisy, clean)])[..., ::down, ::across]
         both = both.swapaxes(1, 2) if turned else both
-        if spotless:
+        if spotless and both[1].min() < both[1].max():  # what is one grey does not tell which when it is stretched
             both = np.stack([stretch(both[1]), both[1]])
         if config.grey_jitter:
             gain, offset = 1 + config.grey_jitter * moved[0], config.grey_jitter * moved[1]

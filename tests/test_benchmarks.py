@@ -157,6 +157,9 @@ def test_other_parts_tell_what_was_done(bench, monkeypatch):
     assert values["clean in (paper), raw PSNR"].mean > 30
     assert values["boundary on a blank field alone, no defect"].mean == 0
     assert values["input x 0.5 + 0.25, largest deviation"][0] > 0.001  # 0.005 is added whatever the range
+    edge = "at a specimen's edge (paper), aligned PSNR of the specimen"
+    apart = {row[1]: row[2].mean for row in rivals.controls(bench)["rows"] if row[0] == edge}
+    assert apart["network, no mount"] > apart["network"] > 10 and apart["noisy"] > 10
     grouped = rivals.magnification(bench)["rows"]
     assert {(row[0], row[1]) for row in grouped} == {(25, 50)} and grouped[0][2] == 3
     assert len(grouped[0]) == 4 + len(bench.general.scores("noisy")) and grouped[-1][3] == "chance"
@@ -218,7 +221,7 @@ def test_targets_are_met_or_missed():
         gains += [["paper", 9, "network, from nothing - DnCNN, as long", *values]]
         both = rivals.targets({"table": {"columns": columns, "rows": rows, "differences": gains}})["rows"]
         over = {row[0]: row[3:] for row in both if "over DnCNN" in row[0]}
-        assert len(over) == 6 and all((own == "set") == ("as long" in name) for name, (_, own) in over.items())
+        assert len(over) == 6 and all((own == "set") == ("equal time" in name) for name, (_, own) in over.items())
         assert all(met == verdict for name, (met, _) in over.items())
     steel = [[1, 0.0, "noisy", 1, [0.9, None, None], None], [1, 0.0, "network", 1, [0.8, None, None], None]]
     steel += [[1, 0.6, "noisy", 3, [0.7, 0.6, 0.8], 0.0], [1, 0.6, "network", 3, [0.8, 0.7, 0.9], 0.5]]
@@ -267,9 +270,11 @@ def measured() -> dict[str, dict]:
     found = [[0.91, None, None], [0.95, None, None], [0.72, 0.7, 0.74], [0.41, 0.4, 0.42]]
     steel = [[1, 0.0, "noisy", 1, found[0], none, None], [1, 0.0, "network", 1, found[1], none, None]]
     steel += [[4, 1.0, "noisy", 3, found[2], less, 0.0], [4, 1.0, "network", 3, found[3], full, -1.5]]
+    edge = "at a specimen's edge (paper), aligned PSNR of the specimen"
     blank = "boundary on a blank field"
     controls = [[f"{blank} alone, no defect", "noisy", [0.0, 0.0, 0.0]]]
     controls += [[f"{blank} alone, no defect", "network", [0.0123, 0.01, 0.0146]]]
+    controls += [[edge, name, [17.25, 17.0, 17.5]] for name in ("noisy", "network")]
     controls += [[f"{blank} beside grains, all kinds", name, [0.0, 0.0, 0.0]] for name in ("noisy", "network")]
     grains = [[50, None, 26, "network", full, less, none]]
     parts = {
@@ -326,6 +331,7 @@ def test_card_tells_what_was_found_and_where_it_fails(written):
     assert "0.50 (0.40 to 0.60) of their boundary" in failures and "nothing to remove.\n" in failures
     assert "| 4 | 1 | 0.72 ± 0.02 | 0.41 ± 0.01 |" in failures and "1 of 2 magnifications" in failures
     assert "| alone, no defect | 0.00 ± 0.00 | 12.30 ± 2.30 |" in failures and "beside grains" not in failures
+    assert "(paper), aligned PSNR of the specimen | 17.25 ± 0.25 | 17.25 ± 0.25 |" in text
     for line in (
         "| 4 | 1 | 0.72 ± 0.02 | 0.41 ± 0.01 | -1.5 |",
         "| 4, 1 | network | 0.90 ± 0.10 |",
@@ -362,12 +368,15 @@ def test_card_does_without_any_study(written):
 
 def test_card_tells_a_sitting_that_gained_nothing():
     scores = {
-        "last": {"PSNR (dB)": 20.317, "boundary F": 0.8613, "clean in (dB)": 29.0},
-        "before": {"PSNR (dB)": 20.275, "boundary F": 0.8673, "clean in (dB)": 28.0},
+        "last": {"PSNR (dB)": 20.317, "boundary F": 0.8613, "clean in (dB)": 29.0, "at a specimen's edge (dB)": 18.0},
+        "before": {"PSNR (dB)": 20.275, "boundary F": 0.8673, "clean in (dB)": 28.0, "at a specimen's edge (dB)": 18.0},
     }
     one = {"command": "c", "commit": "d", "steps": 700, "hours": 0.21, "validation": scores}
     told = " ".join(shipped_weights.tried([one]))
-    assert "700 steps, 0.21 h: last 20.32 dB, F 0.861, clean in 29.0 dB; in the box 20.27 dB, F 0.867" in told
+    assert (
+        "700 steps, 0.21 h: last 20.32 dB, F 0.861, clean in 29.0 dB, edge 18.0 dB; in the box 20.27 dB, F 0.867"
+        in told
+    )
     assert shipped_weights.settle(scores) == "before" and shipped_weights.tried([]) == []
 
 
@@ -377,6 +386,9 @@ def test_card_tells_the_recipe_that_the_weights_file_names(written, monkeypatch,
     monkeypatch.setattr(shipped_weights.mdn, "load_denoiser", lambda: other)
     text = written({})
     assert "learning_rate=0.123" in text and "seed 77" in text
+    assert "of them again" not in text and shipped_weights.beside_pairs({}) == ""
+    told = shipped_weights.beside_pairs({"at edges": 7, "without grains": 3})
+    assert "7 of them again" in told and " and 3 fields without grains" in told
 
 
 def test_card_tells_causes_of_what_is_missed_alone():
@@ -452,14 +464,15 @@ def test_card_tells_what_each_step_is_worth_and_whether_it_is_taken(written):
     assert "python -m benchmarks.ablation`" in written({})
 
 
-def test_greys_then_boundaries_then_clean_images_settle_what_is_shipped(monkeypatch):
+def test_greys_then_boundaries_then_clean_images_and_edges_settle_what_is_shipped(monkeypatch):
     def told(*means):
-        return dict(zip((*shipped_weights.WITHIN, shipped_weights.CLEAN), means, strict=True))
+        return dict(zip((*shipped_weights.WITHIN, shipped_weights.CLEAN, shipped_weights.EDGE), means, strict=True))
 
-    assert shipped_weights.settle({"best": told(19.5, 0.84, 30), "last": told(19.45, 0.85, 28)}) == "last"
-    assert shipped_weights.settle({"best": told(19.5, 0.84, 28), "last": told(19.3, 0.85, 30)}) == "best"
-    assert shipped_weights.settle({"before": told(19.5, 0.86, 28), "last": told(19.45, 0.856, 30)}) == "last"
-    assert shipped_weights.settle({"before": told(19.5, 0.86, 30), "last": told(19.55, 0.863, 28)}) == "before"
+    assert shipped_weights.settle({"best": told(19.5, 0.84, 30, 22), "last": told(19.45, 0.85, 28, 20)}) == "last"
+    assert shipped_weights.settle({"best": told(19.5, 0.84, 28, 20), "last": told(19.3, 0.85, 30, 22)}) == "best"
+    assert shipped_weights.settle({"before": told(19.5, 0.86, 28, 20), "last": told(19.45, 0.856, 30, 20)}) == "last"
+    assert shipped_weights.settle({"before": told(19.5, 0.86, 30, 20), "last": told(19.55, 0.863, 28, 22)}) == "before"
+    assert shipped_weights.settle({"before": told(19.5, 0.86, 30, 17), "last": told(19.5, 0.86, 29.6, 20)}) == "last"
 
     pairs = simulated(20, 0)
     truths = {x.tobytes(): y for x, y in zip(pairs.noisy, pairs.clean, strict=True)}
@@ -470,12 +483,31 @@ def test_greys_then_boundaries_then_clean_images_settle_what_is_shipped(monkeypa
     assert scores["good"]["PSNR (dB)"] == pytest.approx(40, abs=0.1) and scores["good"]["boundary F"] > 0.9
     assert scores["blind"]["boundary F"] == 0 and shipped_weights.settle(scores) == "good"
     assert scores["good"]["clean in (dB)"] > 35 > scores["blind"]["clean in (dB)"]
+    assert scores["blind"]["at a specimen's edge (dB)"] < scores["good"]["at a specimen's edge (dB)"]
 
 
-def test_further_training_sees_fields_without_grains(monkeypatch):
+def test_half_way_is_the_mean_of_weights_and_statistics():
+    from flax import nnx
+
+    config = shipped_weights.mdn.NetworkConfig(width=8, blocks=1)
+    ends = [shipped_weights.mdn.DenoisingNetwork(config, rngs=nnx.Rngs(seed)) for seed in (0, 1)]
+    ends[1](np.random.default_rng(0).random((2, 16, 16, 1)).astype(np.float32))  # moves the running statistics
+    mean = shipped_weights.half_way(*ends)
+    one, other, middle = (jax.tree.leaves(nnx.state(net, (nnx.Param, nnx.BatchStat))) for net in (*ends, mean))
+    assert any((a != b).any() for a, b in zip(one, other, strict=True))
+    for a, b, c in zip(one, other, middle, strict=True):
+        np.testing.assert_allclose(c, (a + b) / 2, atol=1e-7)
+    assert "0.5 of the way from" in shipped_weights.passed({"settled": shipped_weights.HALF})
+    assert shipped_weights.passed({"settled": "last"}) == shipped_weights.passed({}) == ""
+
+
+def test_further_training_sees_edges_and_fields_without_grains(monkeypatch):
     monkeypatch.setattr(shipped_weights, "BLANK", 5)
+    monkeypatch.setattr(shipped_weights, "MOUNTED", 2)
     pairs = simulated(3, 0)
-    noisy, clean = shipped_weights.without_grains(pairs)
-    assert noisy.shape == clean.shape == (8, 96, 96) and noisy.dtype == clean.dtype == np.float32
+    noisy, clean = shipped_weights.with_edges_and_blanks(pairs)
+    assert noisy.shape == clean.shape == (10, 96, 96) and noisy.dtype == clean.dtype == np.float32
     assert (noisy[:3] == pairs.noisy).all() and (clean[:3] == pairs.clean).all()
-    assert (np.ptp(clean[3:], axis=(1, 2)) == 0).all() and np.ptp(noisy[3:], axis=(1, 2)).max() == 1
+    for place, own in ((3, 0), (4, 2)):
+        assert 0.4 < (clean[place] == pairs.clean[own]).mean() < 0.95
+    assert (np.ptp(clean[5:], axis=(1, 2)) == 0).all() and np.ptp(noisy[5:], axis=(1, 2)).max() == 1

@@ -20,6 +20,7 @@ from mdn.synthesis import (
     fourier_blend,
     make_pair,
     match_histogram,
+    mounted,
     periodic_component,
     shade,
     stand_in,
@@ -285,6 +286,24 @@ def test_a_blank_field_is_a_grey_on_the_scale_that_the_network_sees():
     apart = [abs(float(np.median(noisy)) - truth[0, 0]) for noisy, truth in fields]
     assert np.median(apart) < 0.05  # most of a field is its grey
     np.testing.assert_array_equal(blank_field((64, 72), key=jax.random.split(KEY, 40)[3])[0], fields[3][0])
+
+
+def test_a_mount_is_dark_beside_the_specimen_and_changes_nothing_in_it():
+    noisy, clean = (np.random.default_rng(k).uniform(0.4, 1, (64, 80)).astype(np.float32) for k in (0, 1))
+    sides = set()
+    for key in jax.random.split(KEY, 24):
+        dirty, truth = mounted(noisy, clean, key=key)
+        assert dirty.shape == truth.shape == (64, 80) and dirty.dtype == truth.dtype == np.float32
+        mount = truth != clean
+        assert 0.08 < mount.mean() < 0.52 and np.ptp(truth[mount]) == 0 and truth[mount].max() <= 0.25
+        far = ndimage.binary_erosion(~mount, iterations=9, border_value=1)
+        np.testing.assert_allclose(dirty[far], noisy[far], atol=1e-4)
+        inner = ndimage.binary_erosion(mount, iterations=9, border_value=1)
+        assert abs(np.median(dirty[inner]) - truth[mount][0]) < 0.06
+        sides.add(tuple(np.sign(np.round(np.array(ndimage.center_of_mass(mount)) / (64, 80) - 0.5, 1)).tolist()))
+    assert len(sides) >= 3
+    again = mounted(noisy, clean, key=key)
+    assert (again[0] == dirty).all() and (again[1] == truth).all()
 
 
 CLEAN = {"twin_fraction": 0.0, "magnitude": 0.0, "match": False, "defects": NONE}
