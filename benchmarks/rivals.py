@@ -227,7 +227,8 @@ class Recipe:
         filters, self.ends = {}, []
         for name, baseline in mdn.baselines.BASELINES.items():
             for value in kept(f"tuned {name}", lambda b=name: self.tuned(b)):
-                told, method = named_filter(name, tuple(value) if isinstance(value, list) else value)
+                value = tuple(value) if isinstance(value, list) else value
+                told, method = named_filter(name, value)
                 filters[told] = method
                 self.ends += [told] if baseline.at_end(value) else []
         self.methods = {NOISY: lambda image: image, **filters, **models}

@@ -39,7 +39,7 @@ RECIPE = mdn.TrainingConfig(
     evaluate_every=400,
 )  # fmt: skip
 FURTHER = {"learning_rate": RECIPE.learning_rate / 2, "clean_share": 0.15}
-BLANK, MOUNTED = 120, 360  # fields without grains and pairs at a specimen's edge, beside the pairs of further training
+BLANK, MOUNTED = 0.05, 0.15  # of the pairs: fields without grains, and pairs again at an edge, beside them
 SEED = 2028
 CHOSEN_ON = 15  # every 15th validation pair chooses the best checkpoint
 SETTLED_ON = 5  # every 5th settles, at the end, whether that or the last is shipped, or neither
@@ -124,10 +124,13 @@ def at_edges(pairs: mdn.dataset.Pairs, chosen: np.ndarray, seed: int) -> tuple[n
 
 
 def with_edges_and_blanks(pairs: mdn.dataset.Pairs) -> tuple[np.ndarray, np.ndarray]:
-    """Noisy and clean images of the pairs; behind them, of `MOUNTED` again at an edge, and `BLANK` without grains."""
-    keys = jax.random.split(jax.random.key(SEED), BLANK)
+    """Noisy and clean images of the pairs; behind them a share of `MOUNTED` again at an edge, and of `BLANK` without
+    grains.
+    """
+    blanks, mounts = (round(share * len(pairs)) for share in (BLANK, MOUNTED))
+    keys = jax.random.split(jax.random.key(SEED), blanks)
     blank = map(np.stack, zip(*(blank_field(pairs.noisy.shape[1:], key=key) for key in keys), strict=True))
-    edges = at_edges(pairs, np.linspace(0, len(pairs) - 1, MOUNTED).astype(int), SEED)
+    edges = at_edges(pairs, np.linspace(0, len(pairs) - 1, mounts).astype(int), SEED)
     return tuple(map(np.concatenate, zip((pairs.noisy, pairs.clean), edges, blank, strict=True)))
 
 
@@ -804,7 +807,8 @@ def main() -> None:
         raise SystemExit(f"no gain on the weights in the box, which stay: {scores}")
     model, at = ends[settled], history.best if settled == "best" else len(history.step) - 1
     statistics = training_statistics(model, validation.noisy[:: max(1, len(validation) // 200)])
-    beside = {"at edges": MOUNTED, "without grains": BLANK} if arguments.further else {}
+    shares = {"at edges": MOUNTED, "without grains": BLANK} if arguments.further else {}
+    beside = {what: round(share * len(train)) for what, share in shares.items()}
     shipped = {"validation_psnr_db": round(reached(model), 2), "settled": settled, **beside}
     export(model, history, sittings, recipe, statistics, at, shipped)
     machine = f"{platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__} on {jax.default_backend()}"
