@@ -27,7 +27,7 @@ from mdn.defects import KINDS
 from mdn.files import write_whole
 from mdn.inference import SHIPPED
 from mdn.metrics import aligned_psnr, boundary_score, choose_threshold, detect_boundaries, matched_psnr, psnr
-from mdn.network import stretch
+from mdn.network import stretch, stretch_limits
 from mdn.synthesis import LOOKS, STAND_INS, PairConfig, blank_field, mounted
 from mdn.training import predict
 from mdn.uncertainty import training_statistics
@@ -125,11 +125,13 @@ def at_edges(pairs: mdn.dataset.Pairs, chosen: np.ndarray, seed: int) -> tuple[n
 
 def with_edges_and_blanks(pairs: mdn.dataset.Pairs) -> tuple[np.ndarray, np.ndarray]:
     """Noisy and clean images of the pairs; behind them a share of `MOUNTED` again at an edge, and of `BLANK` without
-    grains.
+    grains, whose truth is their grey on the scale that the network sees.
     """
     blanks, mounts = (round(share * len(pairs)) for share in (BLANK, MOUNTED))
     keys = jax.random.split(jax.random.key(SEED), blanks)
-    blank = map(np.stack, zip(*(blank_field(pairs.noisy.shape[1:], key=key) for key in keys), strict=True))
+    blank = [blank_field(pairs.noisy.shape[1:], key=key) for key in keys]
+    blank = [(stretch(noisy), stretch(grey, stretch_limits(noisy))) for noisy, grey in blank]
+    blank = map(np.stack, zip(*blank, strict=True))
     edges = at_edges(pairs, np.linspace(0, len(pairs) - 1, mounts).astype(int), SEED)
     return tuple(map(np.concatenate, zip((pairs.noisy, pairs.clean), edges, blank, strict=True)))
 

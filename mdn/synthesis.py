@@ -27,7 +27,6 @@ from mdn.defects import (
     generator,
     smooth_noise,
 )
-from mdn.network import stretch, stretch_limits
 from mdn.phase_field import Grains, check_key, voronoi
 
 ORDER_ON_BOUNDARY = 0.63557  # sum of eta squared in the middle of a flat boundary, gamma = 1
@@ -464,14 +463,14 @@ def make_pair(grown: Grains, reference: np.ndarray, *, config: PairConfig | None
 def blank_field(shape: tuple[int, int], *, key: Array) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
     """A field without grains: one grey under a single kind of defect or, as often, under those of a varied pair.
 
-    Nothing else in it sets the scale, so that what is stretched to the network's range is the defects themselves.
+    Nothing else in it sets the scale, so that what `mdn.network.stretch` stretches is the defects themselves.
 
     Args:
         shape: pixels (H, W).
         key: a `jax.random.key`.
 
     Returns:
-        The field stretched to its 1-99 % grey range, as the network sees it, and the grey on that scale: the truth.
+        The field with its defects and the truth, which is its grey.
     """
     own, drawn, defects = jax.random.split(key, 3)
     rng, strengths = generator(own), DefectStrengths.draw(drawn)
@@ -480,7 +479,7 @@ def blank_field(shape: tuple[int, int], *, key: Array) -> tuple[Float[np.ndarray
         strengths = DefectStrengths(**dict.fromkeys(KINDS, 0.0) | {str(kind): float(rng.uniform(0.05, 1))})
     grey, blur = np.full(shape, rng.uniform(0.3, 0.9), np.float32), max(0.0, rng.uniform(-1, 1.5))
     noisy, _ = add_defects(grey, np.zeros(shape, bool), strengths=strengths, blur=blur, key=defects)
-    return stretch(noisy), stretch(grey, limits=stretch_limits(noisy))
+    return noisy, grey
 
 
 def mounted(

@@ -10,7 +10,6 @@ from scipy.spatial.transform import Rotation
 
 from mdn import synthesis
 from mdn.defects import KINDS, DefectStrengths
-from mdn.network import stretch
 from mdn.phase_field import AllenCahn, grow, voronoi
 from mdn.synthesis import (
     STAND_INS,
@@ -277,15 +276,16 @@ def test_drawn_configurations_span_the_range():
     assert all(any(getattr(c.defects, kind) > 0 for c in drawn) for kind in KINDS)
 
 
-def test_a_blank_field_is_a_grey_on_the_scale_that_the_network_sees():
-    fields = [blank_field((64, 72), key=key) for key in jax.random.split(KEY, 40)]
+def test_a_blank_field_is_one_grey_under_defects():
+    keys = jax.random.split(KEY, 40)
+    fields = [blank_field((64, 72), key=key) for key in keys]
     for noisy, truth in fields:
         assert noisy.shape == truth.shape == (64, 72) and noisy.dtype == truth.dtype == np.float32
         assert np.ptp(truth) == 0 and noisy.min() >= 0 and noisy.max() <= 1
-        np.testing.assert_allclose(stretch(noisy), noisy, atol=0.02)
     apart = [abs(float(np.median(noisy)) - truth[0, 0]) for noisy, truth in fields]
-    assert np.median(apart) < 0.05  # most of a field is its grey
-    np.testing.assert_array_equal(blank_field((64, 72), key=jax.random.split(KEY, 40)[3])[0], fields[3][0])
+    assert np.median(apart) < 0.02  # most of a field is its grey
+    assert any((noisy != truth).any() for noisy, truth in fields)
+    np.testing.assert_array_equal(blank_field((64, 72), key=keys[3])[0], fields[3][0])
 
 
 def test_a_mount_is_dark_beside_the_specimen_and_changes_nothing_in_it():
