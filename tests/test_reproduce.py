@@ -6,9 +6,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 import reproduce
 from index_page import render
+from safetensors.numpy import save_file
 
 WRITES = """
 import json
@@ -192,6 +194,19 @@ def test_the_readme_shows_each_filter_once_and_no_truth():
     kept = reproduce.once_a_method(rows)
     assert [row[1:] for row in kept[:5]] == [[names[i], i] for i in (0, 1, 3, 4, 5)]
     assert [row[0] for row in kept] == ["paper"] * 5 + ["varied"] * 5
+
+
+def test_the_readme_says_when_its_numbers_are_of_other_weights(tmp_path):
+    weights, results = tmp_path / "mdn" / "weights", tmp_path / "benchmarks" / "results"
+    weights.mkdir(parents=True)
+    results.mkdir(parents=True)
+    assert reproduce.measured(tmp_path) == []
+    save_file({"x": np.zeros(1)}, weights / "denoiser.safetensors", {"sha256": "ab"})
+    for own, told in (("ab", 0), ("cd", 1)):
+        table = {"columns": ["pairs", "method", "raw PSNR"], "rows": [["paper", "network", [1.0, 0, 2]]], "sha256": own}
+        (results / "rivals.json").write_text(json.dumps({"table": table}))
+        lines = reproduce.measured(tmp_path)
+        assert sum("before those in the box" in line for line in lines) == told and any("network" in x for x in lines)
 
 
 def test_the_readme_has_the_order_that_its_readers_need():
