@@ -31,7 +31,6 @@ from benchmarks import rivals
 from benchmarks.shipped_weights import NETWORK, PAIRS, RECIPE, with_edges_and_blanks, write
 from mdn import metrics
 from mdn.baselines import DnCNN, as_method, load_dncnn, save_dncnn
-from mdn.defects import KINDS, DefectStrengths, add_defects
 from mdn.micrographs import load_source, luminance, traced_boundaries
 from mdn.network import stretch
 from mdn.training import predict
@@ -137,9 +136,8 @@ def on_steel(model: nnx.Module, threshold: float) -> dict[str, list[float]]:
     except FileNotFoundError:
         return {name: [float("nan")] for name in STEEL}
     restore = as_method(model) if isinstance(model, DnCNN) else mdn.Denoiser(model).restore
-    strengths = DefectStrengths(**dict.fromkeys(KINDS, STRENGTH) | {"thick_boundary": 0.0})
     keys = jax.random.split(jax.random.key(0), DRAWS)
-    images = [image, *(add_defects(image, traced, strengths=strengths, key=key)[0] for key in keys)]
+    images = [image, *(rivals.with_defects(image, traced, STRENGTH, key)[0] for key in keys)]
     found = [metrics.detect_boundaries(restore(each), threshold) for each in images]
     f = [metrics.boundary_score(each, traced).f for each in found]
     return dict(zip(STEEL, (f[:1], f[1:]), strict=True))

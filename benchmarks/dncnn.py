@@ -23,10 +23,7 @@ from benchmarks.shipped_weights import CHOSEN_ON, NETWORK, RECIPE, SEED, last_we
 from mdn.baselines import DnCNN, save_dncnn
 
 RESULTS = Path(__file__).parent / "results" / "dncnn.json"
-SIZES = (
-    (32, 10),
-    (64, 17),
-)  # width and depth; the latter is Zhang's for noise of unknown strength but for three layers
+SIZES = ((32, 10), (64, 17))  # width and depth; the latter is Zhang's for noise of known strength
 RATES = (5e-4, 1e-3, 2e-3)
 PILOT = 150.0  # s
 TIMED = 10  # steps between two looks at the clock

@@ -2,7 +2,8 @@
 
     table          every method on test pairs of both recipes: greys, boundaries, grains, defects
     removal        each kind of defect alone, at three strengths, and the twins beside it
-    controls       what must not happen: clean images changed, boundaries invented, a result that hangs on the exposure
+    controls       what must not happen: clean images changed, boundaries invented, a result that hangs on the exposure;
+                   and what a mount beside the specimen does to the rest
     steel          the annotated steel, as it is and with defects added, at three magnifications
     magnification  the table's columns on the varied test pairs, by the size of their grains
     targets        what was to be reached, one by one, from the parts above
@@ -449,7 +450,7 @@ def controls(bench: Bench) -> Table:
         rows.append([f"{name}, mean deviation", NETWORK, mean_interval([each.mean() for each in apart])])
         rows.append([f"{name}, largest deviation", NETWORK, [float(np.max(apart)), None, None]])
     for recipe in bench.recipes.values():
-        for name, values in at_edges(recipe.test, bench).items():
+        for name, values in beside_a_mount(recipe.test, bench).items():
             told = f"at a specimen's edge ({recipe.name}), aligned PSNR of the specimen"
             rows.append([told, name, mean_interval(values)])
     far = np.s_[2 * PATCH :, 2 * PATCH :]  # where the patch acts by the grey range and the channel weights alone
@@ -467,7 +468,7 @@ def controls(bench: Bench) -> Table:
     return {"columns": ["control", "method", "value"], "rows": rows}
 
 
-def at_edges(pairs: Pairs, bench: Bench) -> dict[str, list[float]]:
+def beside_a_mount(pairs: Pairs, bench: Bench) -> dict[str, list[float]]:
     """Aligned PSNR of the part of each pair that is no mount: untouched, denoised, and denoised without the mount."""
     found: dict[str, list[float]] = {}
     for i, (noisy, clean) in enumerate(zip(pairs.noisy, pairs.clean, strict=True)):
@@ -526,8 +527,7 @@ def steel(bench: Bench) -> Table:
         for strength in (0.0, *STEEL_STRENGTHS):
             each = {name: [] for name in recipe.compared()}
             for draw in range(bench.sizes.draws if strength else 1):
-                strengths = DefectStrengths(**dict.fromkeys(KINDS, strength) | {"thick_boundary": 0.0})
-                dirty, kinds = add_defects(small, edges, strengths=strengths, key=jax.random.fold_in(bench.key, draw))
+                dirty, kinds = with_defects(small, edges, strength, jax.random.fold_in(bench.key, draw))
                 for name, method in recipe.compared().items():
                     found = on_steel(method(dirty), dirty, small, kinds, edges, grains, recipe.threshold(name))
                     each[name].append(found | ({} if strength else dict.fromkeys(ADDED, math.nan)))
@@ -545,6 +545,12 @@ def steel(bench: Bench) -> Table:
         lost = clean[row[0], NOISY] - before[tuple(row[:2])]
         row.append((row[f].mean - before[tuple(row[:2])]) / lost if row[1] and lost > 0.01 else None)
     return {"columns": columns, "rows": rows}
+
+
+def with_defects(image: np.ndarray, edges: np.ndarray, strength: float, key: jax.Array):
+    """The image [H, W] with all kinds of defects but corrosion at a strength, and their bits, as of `add_defects`."""
+    strengths = DefectStrengths(**dict.fromkeys(KINDS, strength) | {"thick_boundary": 0.0})
+    return add_defects(image, edges, strengths=strengths, key=key)
 
 
 def on_steel(output, dirty, untouched, kinds, edges, grains, threshold: float) -> dict[str, float]:
@@ -635,12 +641,11 @@ def targets(parts: dict[str, Table]) -> Table:
         reach(f"{recipe}: raw PSNR over noisy (dB)", over_noisy, noisy[column["raw PSNR"]][0])
         reach(f"{recipe}: raw PSNR over the best filter (dB)", over_best, best[column["raw PSNR"]][0])
         reach(f"{recipe}: aligned PSNR over the best filter (dB)", aligned, best[column["aligned PSNR"]][0])
-        for (ours, *_, rival), told in ((LONG, "both from nothing for equal time"), (SHORT, "both briefly trained")):
-            if over := gains.get((recipe, f"{ours} - {rival}")):
-                for name in ("raw PSNR", "aligned PSNR", "boundary F"):
-                    beside = (recipe, f"{LONG[0]} - {LONG[1]}") in gains and rival == SHORT[2]
-                    wanted = f"{recipe}: {name} over DnCNN, {told} (low end)"
-                    reach(wanted, 0, over[column[name]][1], strictly=True, beside=beside)
+        long, short = (gains.get((recipe, f"{names[0]} - {names[-1]}")) for names in (LONG, SHORT))
+        for over, told in ((long, "both from nothing for equal time"), (short, "both briefly trained")):
+            for name in ("raw PSNR", "aligned PSNR", "boundary F") if over else ():
+                wanted = f"{recipe}: {name} over DnCNN, {told} (low end)"
+                reach(wanted, 0, over[column[name]][1], strictly=True, beside=bool(long) and over is short)
         for name in ("boundary F", "precision"):
             reach(f"{recipe}: {name} over noisy (low end)", 0, noisy[column[name]][1], strictly=True)
         reach(f"{recipe}: recall over noisy", 0, noisy[column["recall"]][0])

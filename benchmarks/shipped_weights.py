@@ -108,8 +108,9 @@ def last_weights(model: mdn.DenoisingNetwork, directory: Path, config: mdn.Train
 
 
 def half_way(start: mdn.DenoisingNetwork, end: mdn.DenoisingNetwork) -> mdn.DenoisingNetwork:
-    """The mean of two weights of which one was trained from the other (Wortsman et al., CVPR 2022): what the training
-    was for is gained by more than half, what it forgot by less is lost.
+    """The mean of two networks, batch-norm statistics included, of which one was trained from the other.
+
+    Source: Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022.
     """
     mean, states = nnx.clone(end), [nnx.state(each, (nnx.Param, nnx.BatchStat)) for each in (start, end)]
     nnx.update(mean, jax.tree.map(lambda one, other: (one + other) / 2, *states))
@@ -117,7 +118,7 @@ def half_way(start: mdn.DenoisingNetwork, end: mdn.DenoisingNetwork) -> mdn.Deno
 
 
 def at_edges(pairs: mdn.dataset.Pairs, chosen: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Noisy and clean images of some pairs, at the edge of a specimen each."""
+    """Noisy and clean images of some pairs, at the edge of a specimen each: two float32 [N, H, W]."""
     keys = jax.random.split(jax.random.key(seed), len(chosen))
     edges = [mounted(pairs.noisy[i], pairs.clean[i], key=key) for i, key in zip(chosen, keys, strict=True)]
     return tuple(map(np.stack, zip(*edges, strict=True)))
@@ -764,12 +765,12 @@ def main() -> None:
         ).stdout.strip()
         write(run / "begun.json", json.dumps({"commit": commit, "sittings": [*made["earlier"], told | facts]}))
         write_whole(begun, SHIPPED.read_bytes())
-    held = json.loads((run / "begun.json").read_text())
-    commit = held["commit"]
+    origin = json.loads((run / "begun.json").read_text())
+    commit = origin["commit"]
     model, sittings, recipe = mdn.DenoisingNetwork(NETWORK, rngs=nnx.Rngs(SEED)), [], RECIPE
     if arguments.further:
         recipe = replace(RECIPE, steps=arguments.further, evaluate_every=max(1, arguments.further // 4), **FURTHER)
-        model, sittings = nnx.clone(start.network), held["sittings"]
+        model, sittings = nnx.clone(start.network), origin["sittings"]
     data = with_edges_and_blanks(train) if arguments.further else (train.noisy, train.clean)
     few = validation.noisy[::CHOSEN_ON], validation.clean[::CHOSEN_ON]
 

@@ -470,7 +470,9 @@ def blank_field(shape: tuple[int, int], *, key: Array) -> tuple[Float[np.ndarray
         key: a `jax.random.key`.
 
     Returns:
-        The field with its defects and the truth, which is its grey.
+        The field with its defects and the truth, which is its grey: both float32 [H, W] in [0, 1].
+
+    Source: ours; what is without grains is to stay without them.
     """
     own, drawn, defects = jax.random.split(key, 3)
     rng, strengths = generator(own), DefectStrengths.draw(drawn)
@@ -495,10 +497,12 @@ def mounted(
         key: a `jax.random.key`.
 
     Returns:
-        Both with the mount: noisy, scratched and blurred in the one, a grey in the other.
+        Both with the mount, float32 [H, W] in [0, 1]: noisy, scratched and blurred in the one, a grey in the other.
+
+    Source: ours, after the annealed brass of the registry (`mdn.micrographs.sources`), which lies in its mount.
     """
-    grain, scratched = jax.random.split(key)
-    rng, shape = generator(grain), noisy.shape
+    own, scratched = jax.random.split(key)
+    rng, shape = generator(own), noisy.shape
     grey, angle = rng.uniform(0, 0.25), rng.choice(4) * math.pi / 2 + rng.normal(0, 0.05)
     y, x = np.indices(shape) / np.reshape(shape, (2, 1, 1)) - 0.5
     across = x * math.cos(angle) + y * math.sin(angle) + rng.uniform(0, 0.01) * smooth_noise(shape, 4.0, rng)
