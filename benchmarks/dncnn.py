@@ -24,7 +24,7 @@ from mdn.baselines import DnCNN, save_dncnn
 
 RESULTS = Path(__file__).parent / "results" / "dncnn.json"
 SIZES = ((32, 10), (32, 17))  # width and depth; the deeper costs what the network does, some 0.3 MFLOP a pixel
-RATES = (5e-4, 1e-3, 2e-3)
+RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 PILOT = 75.0  # s
 TIMED = 10  # steps between two looks at the clock
 Images = tuple[np.ndarray, np.ndarray]

@@ -426,7 +426,7 @@ def test_dncnn_takes_the_size_that_validation_prefers_and_the_time_it_is_given(m
     chosen = dncnn.plan(data, data, seconds=600.0, pilot=6.0)
     assert chosen["size"] == (6, 4) and chosen["recipe"]["learning_rate"] == 1e-3
     assert chosen["recipe"]["steps"] == 1000 and chosen["recipe"]["dropout_until"] == 1
-    assert [row[4] for row in chosen["tried"]] == [15] * 3 + [10] * 3
+    assert [row[4] for row in chosen["tried"]] == [15] * 4 + [10] * 4
     shipped = shipped_weights.RECIPE
     assert chosen["recipe"]["crop"] == shipped.crop and chosen["recipe"]["batch"] == shipped.batch
 
