@@ -2,10 +2,11 @@
 
     table          every method on test pairs of both recipes: greys, boundaries, grains, defects
     removal        each kind of defect alone, at three strengths, and the twins beside it
-    controls       what must not happen: clean images changed, boundaries invented, a result that hangs on the exposure;
-                   and what a mount beside the specimen does to the rest
+    controls       what must not happen: clean images changed, boundaries invented, a result that hangs on the exposure,
+                   halos round pits; and what a mount beside the specimen does to the rest
     steel          the annotated steel, as it is and with defects added, at three magnifications
     magnification  the table's columns on the varied test pairs, by the size of their grains
+    looks          the same by how their boundaries are etched, and by the contrast of their grains
     targets        what was to be reached, one by one, from the parts above
     seconds        of each method for a megapixel; only when named, on a machine that does nothing else
 
@@ -32,7 +33,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import jax
@@ -45,7 +46,7 @@ from skimage.measure import block_reduce
 from skimage.measure import label as connected
 
 import mdn
-from mdn.baselines import Method, as_method, load_dncnn, named_filter, score_removal, tuned_parameters
+from mdn.baselines import Method, as_method, load_dncnn, named_filter, one_defect, score_removal, tuned_parameters
 from mdn.dataset import Pairs
 from mdn.defects import KINDS, DefectStrengths, add_defects
 from mdn.files import write_whole
@@ -69,7 +70,7 @@ from mdn.metrics import (
     variation_of_information,
 )
 from mdn.micrographs import load_source, luminance, traced_boundaries
-from mdn.synthesis import mounted, stand_in
+from mdn.synthesis import LOOKS, PairConfig, mounted, stand_in
 
 RESULTS = Path(__file__).parent / "results" / "rivals.json"
 NETWORK, NOISY, TRUTH, CHANCE = "network", "noisy", "truth", "chance"
@@ -91,13 +92,16 @@ LOWER = {
 STRENGTHS = (0.25, 0.5, 1.0)
 STEEL_STRENGTHS = (0.3, 0.6, 1.0)
 PATCH = 32  # px a side of a black patch in a corner, which moves the grey range of what the network sees
+RIM = (2, 4)  # px off a pit or a pore
 FACTORS = (1, 2, 4)  # of the steel's magnification, downwards
 DIAMETERS = (0, 15, 25, 50, math.inf)  # px, edges of the bins
+FAINT = 0.15  # of the range of grain greys
 RESCALED = ((0.5, 0.25), (0.3, 0.05), (0.8, 0.1))  # gain and offset that clip nothing
 SEAM = 16  # px beside the grains that do not count as blank
 TO_ITSELF = {f"{column} to untouched": column for column in ("raw PSNR", "aligned PSNR", "matched PSNR", "SSIM")}
 ADDED = (*TO_ITSELF, "PSNR outside", "PSNR on the band")  # nothing to be held to where nothing was added
 Table = dict[str, list | dict]
+Rows = list[list]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,12 +314,16 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Bench:
-    """All that the parts need: `denoiser` is the network, `recipes` those there are pairs of."""
+    """All that the parts need: `denoiser` is the network, `recipes` those there are pairs of.
+
+    drawn: what each test pair of the general recipe drew.
+    """
 
     denoiser: mdn.Denoiser
     recipes: dict[str, Recipe]
     sizes: Sizes
     key: jax.Array
+    drawn: list[PairConfig]
 
     @property
     def general(self) -> Recipe:
@@ -337,7 +345,7 @@ def prepare(directory: Path, sizes: Sizes, weights: dict[str, Path], seed: int =
     denoiser = mdn.load_denoiser(weights.get(NETWORK))
     models = {name: model(path) for name, path in weights.items() if name != NETWORK} | {NETWORK: denoiser.restore}
     validation, test = (mdn.load_pairs(directory / "pairs.zarr", split) for split in ("validation", "test"))
-    recipes = {}
+    made_with, recipes, drawn = mdn.dataset.made_with(directory / "pairs.zarr"), {}, []
     for name, varied in (("paper", False), ("varied", True)):
         tuned, tested = (np.flatnonzero(pairs.varied == varied) for pairs in (validation, test))
         if len(tuned) and len(tested):
@@ -345,7 +353,8 @@ def prepare(directory: Path, sizes: Sizes, weights: dict[str, Path], seed: int =
             pairs = chosen(validation, tuned[spread]), chosen(test, tested[: sizes.tested])
             kept = Kept(directory / "rivals" / f"{name}-{len(pairs[0])}-{len(pairs[1])}.json", *pairs)
             recipes[name] = Recipe(name, *pairs, models, kept)
-    return Bench(denoiser, recipes, sizes, jax.random.key(seed))
+            drawn = [mdn.dataset.drawn_recipe(made_with, "test", int(i)) for i in tested[: sizes.tested]]
+    return Bench(denoiser, recipes, sizes, jax.random.key(seed), drawn)
 
 
 def model(path: Path) -> Method:
@@ -371,7 +380,8 @@ def table(bench: Bench) -> Table:
         hardest = {c: hardest_filter(recipe, c) for c in columns}
         best[recipe.name] = hardest
         rivals = {NOISY: dict.fromkeys(columns, NOISY), "best filter": hardest}
-        rivals |= {name: dict.fromkeys(columns, name) for name in recipe.models if name != NETWORK}
+        told = {NETWORK, *SHORT, *LONG}  # short and long trainings are held to their like alone
+        rivals |= {name: dict.fromkeys(columns, name) for name in recipe.models if name not in told}
         pairs = [(NETWORK, name, rival) for name, rival in rivals.items()]
         for first, *others in (SHORT, LONG):
             if first in scores:
@@ -453,6 +463,10 @@ def controls(bench: Bench) -> Table:
         for name, values in beside_a_mount(recipe.test, bench).items():
             told = f"at a specimen's edge ({recipe.name}), aligned PSNR of the specimen"
             rows.append([told, name, mean_interval(values)])
+    for (kind, method), shares in rims(bench).items():
+        rows.append(
+            [f"round {kind} at {STRENGTHS[-1]:g}, {RIM[0]} to {RIM[1]} px off, restored", method, mean_interval(shares)]
+        )
     far = np.s_[2 * PATCH :, 2 * PATCH :]  # where the patch acts by the grey range and the channel weights alone
     moved = {"as it comes": bench.denoiser.restore, "aligned": bench.denoiser.restore, "matched": bench.denoiser}
     for name, method in moved.items():
@@ -481,6 +495,23 @@ def beside_a_mount(pairs: Pairs, bench: Bench) -> dict[str, list[float]]:
         }
         for name, output in outputs.items():
             found.setdefault(name, []).append(aligned_psnr(output[specimen][None], clean[specimen][None]))
+    return found
+
+
+def rims(bench: Bench) -> dict[tuple[str, str], list[float]]:
+    """Share of the pixels round pits and pores within 0.1 of the truth, which holds nothing there: a halo is what
+    a removal may leave.
+    """
+    recipe, found = bench.general, {}
+    for kind, i in product(("etch_pit", "pore"), range(len(bench.truths))):
+        clean, key = bench.truths.clean[i], jax.random.fold_in(jax.random.fold_in(bench.key, KINDS.index(kind)), i)
+        image, visible = one_defect(clean, bench.truths.boundaries[i], kind, STRENGTHS[-1], key=key)
+        if visible.any():
+            far = ndimage.distance_transform_edt(~visible)
+            rim, truth = (RIM[0] <= far) & (far <= RIM[1]), clean.astype(float)
+            for name, method in recipe.compared().items():
+                share = restored_share(align(method(image), truth), truth, rim)
+                found.setdefault((kind.replace("_", " "), name), []).append(share)
     return found
 
 
@@ -579,20 +610,33 @@ def on_steel(output, dirty, untouched, kinds, edges, grains, threshold: float) -
     }
 
 
+def grouped(recipe: Recipe, inside: np.ndarray) -> Rows:
+    """Number, method and the columns of the table, on some of a recipe's test pairs."""
+    columns, n = list(recipe.scores(NOISY)), int(inside.sum())
+    rows = [[n, name, *(mean_interval(recipe.scores(name)[c][inside]) for c in columns)] for name in recipe.compared()]
+    return [*rows, [n, CHANCE, *chance_row(recipe.test.boundaries[inside], columns)]]
+
+
 def magnification(bench: Bench) -> Table:
     """The columns of the table on the varied test pairs, by the mean diameter of their grains."""
     recipe, rows = bench.general, []
     counts = np.array([len(np.unique(labels)) for labels in recipe.test.labels])
     diameter = np.sqrt(4 / math.pi * recipe.test.labels[0].size / counts)
-    columns = list(recipe.scores(NOISY))
     for low, high in pairwise(DIAMETERS):
         inside = (low <= diameter) & (diameter < high)
         if inside.any():
-            for name in recipe.compared():
-                values = [mean_interval(recipe.scores(name)[c][inside]) for c in columns]
-                rows.append([low, None if math.isinf(high) else high, int(inside.sum()), name, *values])
-            rows.append([*rows[-1][:3], CHANCE, *chance_row(recipe.test.boundaries[inside], columns)])
-    return {"columns": ["from (px)", "below (px)", "n", "method", *columns], "rows": rows}
+            rows += [[low, None if math.isinf(high) else high, *row] for row in grouped(recipe, inside)]
+    return {"columns": ["from (px)", "below (px)", "n", "method", *recipe.scores(NOISY)], "rows": rows}
+
+
+def looks(bench: Bench) -> Table:
+    """The columns of the table on the varied test pairs, by what their recipes drew."""
+    recipe, drawn = bench.general, bench.drawn
+    faint = np.array([one.grey[1] - one.grey[0] < FAINT for one in drawn])
+    groups = {f"boundaries: {look}": np.array([one.look == look for one in drawn]) for look in LOOKS}
+    groups |= {f"grain contrast below {FAINT}": faint, f"grain contrast from {FAINT}": ~faint}
+    rows = [[name, *row] for name, inside in groups.items() if inside.any() for row in grouped(recipe, inside)]
+    return {"columns": ["recipes with", "n", "method", *recipe.scores(NOISY)], "rows": rows}
 
 
 def seconds(bench: Bench, side: int = 512) -> Table:
@@ -609,7 +653,9 @@ def seconds(bench: Bench, side: int = 512) -> Table:
     return {"columns": ["method", "seconds a megapixel"], "rows": rows}
 
 
-PARTS: dict[str, Callable[[Bench], Table]] = {p.__name__: p for p in (table, removal, controls, steel, magnification)}
+PARTS: dict[str, Callable[[Bench], Table]] = {
+    p.__name__: p for p in (table, removal, controls, steel, magnification, looks)
+}
 
 
 # ---- the targets, from what the parts found
@@ -653,8 +699,9 @@ def targets(parts: dict[str, Table]) -> Table:
         reach(f"{recipe}: boundary F", f, network[column["boundary F"]][0])
         if recipe == "paper":
             told = "paper: share of pairs with G within 0.25 of the "
-            reach(f"{told}truth, twins as grains", 0.9, network[column["G within 0.25"]][0])
-            reach(f"{told}truth, its twins left out", 0.9, network[column["G within 0.25, twins left out"]][0])
+            reach(f"{told}truth", 0.9, network[column["G within 0.25"]][0])
+            joined = network[column["G within 0.25, twins left out"]][0]
+            reach(f"{told}truth, its twins left out by the truth", 0.9, joined, beside=True)
             within = network[column["G within 0.25 of clean"]][0]
             reach(f"{told}clean image's, segmented alike", 0.9, within, beside=True)
         reach(f"{recipe}: scratch pixels restored, raw", 0.8, network[column["scratches restored, raw"]][0])

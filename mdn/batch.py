@@ -20,7 +20,6 @@ from pathlib import Path
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array
 
 from mdn.burnt_in import covered, free_field, in_words, scale_bar_mask
 from mdn.figures import plot_quality
@@ -69,7 +68,7 @@ def _measure(grey: np.ndarray, um_per_px: float | None) -> tuple[dict, np.ndarra
 
 
 def denoise_file(
-    denoiser: Denoiser, path: Path, target: Path, *, um_per_px: float | int | None = None, key: Array, passes: int = 4
+    denoiser: Denoiser, path: Path, target: Path, *, um_per_px: float | int | None = None, passes: int = 4
 ) -> tuple[dict, bytes]:
     """Denoise one micrograph into a TIFF; a burnt-in scale bar or strip is left as it is.
 
@@ -78,7 +77,7 @@ def denoise_file(
         path: a TIFF, PNG or JPEG.
         target: the TIFF to write, of the same size, dtype and metadata.
         um_per_px: the calibration where the file carries none, written into the target.
-        key, passes: as of `uncertainty_map`.
+        passes: as of `uncertainty_map`.
 
     Returns:
         Its record (numbers, warnings in plain words) and its picture for the report, a JPEG.
@@ -103,7 +102,7 @@ def denoise_file(
     levels = shown_range(pixels)  # of both
     before, after = (luminance(p, levels) for p in (pixels, clean))
     low, high = stretch_limits(luminance(seen, levels))  # 0 and 1 of the network's output
-    spread = (high - low) * uncertainty_map(denoiser, seen, key=key, passes=passes)
+    spread = (high - low) * uncertainty_map(denoiser, seen, passes=passes)
     spread[bar] = np.nan
     field = free_field(bar)
     sizes, edges = {}, {}
@@ -204,7 +203,6 @@ def denoise_folder(
     output: str | os.PathLike,
     *,
     um_per_px: float | int | None = None,
-    key: Array,
     passes: int = 4,
 ) -> Iterator[dict]:
     """Denoise files one after another into output/denoised, and yield the record of each.
@@ -217,7 +215,7 @@ def denoise_folder(
     denoises its share of the files into an output that all of them see; the records of the others' come last.
 
     Args:
-        denoiser, um_per_px, key, passes: as of `denoise_file`.
+        denoiser, um_per_px, passes: as of `denoise_file`.
         files: as of `find_micrographs`.
         output: the folder to write to.
 
@@ -232,11 +230,10 @@ def denoise_folder(
     for name in ("denoised", "records"):
         (output / name).mkdir(parents=True, exist_ok=True)
     sweep([*(output / "denoised").glob(".*.part.tif"), *output.glob(".*.part")])
-    settings = {"um_per_px": um_per_px, "passes": passes, "seed": jax.random.key_data(key).tolist()}
-    settings["weights"] = _fingerprint(denoiser)
+    settings = {"um_per_px": um_per_px, "passes": passes, "weights": _fingerprint(denoiser)}
     failure, share = None, own(list(files))
     try:
-        yield from _denoise_share(denoiser, share, output, settings, key)
+        yield from _denoise_share(denoiser, share, output, settings)
     except Exception as error:
         failure = error
 
@@ -257,9 +254,7 @@ def _places(output: Path, path: Path) -> tuple[Path, Path, Path]:
     return output / "denoised" / f"{name}.tif", place, place.with_suffix(".jpg")
 
 
-def _denoise_share(
-    denoiser: Denoiser, files: Sequence[Path], output: Path, settings: dict, key: Array
-) -> Iterator[dict]:
+def _denoise_share(denoiser: Denoiser, files: Sequence[Path], output: Path, settings: dict) -> Iterator[dict]:
     """The records of files that this process denoises."""
     um_per_px, passes = settings["um_per_px"], settings["passes"]
     for path in files:
@@ -278,7 +273,7 @@ def _denoise_share(
         record = {"file": os.fsencode(path.name).decode("utf-8", "replace"), "made_from": made_from}
         record |= {"status": "left out", "reason": reason, "warnings": {}}
         try:
-            numbers, drawn = denoise_file(denoiser, path, target, um_per_px=um_per_px, key=key, passes=passes)
+            numbers, drawn = denoise_file(denoiser, path, target, um_per_px=um_per_px, passes=passes)
         except OSError:
             if stat:
                 raise  # the disk is full or the folder read-only: not this file's fault

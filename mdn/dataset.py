@@ -15,7 +15,7 @@ import os
 import threading
 import warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -467,8 +467,8 @@ def _make_run(
     references = references or _all_references(config, folder)
     group, grains = _open(path, "a")[split], _grown(config, run, grown)
     for i in todo:
-        key = jax.random.fold_in(jax.random.key(config.seed), 1 + SPLITS.index(split) + 3 * i)
-        _write(group, i, {"run": run, **_make(config, grains, references[split], key=key)})
+        pair = _make(config, grains, references[split], key=_pair_key(config, split, i))
+        _write(group, i, {"run": run, **pair})
     return len(todo)
 
 
@@ -492,18 +492,54 @@ def _grown(config: DatasetConfig, run: int, folder: str | Path | None) -> Grains
     return Grains(grains.labels, order.astype(np.float32), grains.time, grains.energy)
 
 
+def _pair_key(config: DatasetConfig, split: str, number: int) -> Array:
+    return jax.random.fold_in(jax.random.key(config.seed), 1 + SPLITS.index(split) + 3 * number)
+
+
+def _drawn(config: DatasetConfig, key: Array) -> PairConfig:
+    return _less(config, PairConfig.draw(jax.random.split(key)[1]))
+
+
+def _less(config: DatasetConfig, recipe: PairConfig) -> PairConfig:
+    for part in config.without:
+        recipe = replace(recipe, **PARTS[part](recipe))
+    return recipe
+
+
+def drawn_recipe(config: DatasetConfig, split: str, number: int) -> PairConfig:
+    """The recipe of a varied pair, drawn again.
+
+    Args:
+        config: of the dataset, as of `made_with`.
+        split: "train", "validation" or "test".
+        number: of the pair within its split.
+    """
+    return _drawn(config, jax.random.split(_pair_key(config, split, number), 4)[2])
+
+
+def made_with(path: str | Path) -> DatasetConfig:
+    """The configuration that a dataset was made with.
+
+    Raises:
+        ValueError: for a path that holds no dataset.
+    """
+    told = _open(path, "r").attrs.get("config")
+    if told is None:
+        raise ValueError(f"{path} holds no dataset; make it with mdn.make_dataset")
+    names = {field.name for field in fields(DatasetConfig)}
+    return DatasetConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in told.items() if k in names})
+
+
 def _make(config: DatasetConfig, grains: Grains, references: tuple[References, References], *, key: Array) -> dict:
     turn_key, crop_key, config_key, pair_key = jax.random.split(key, 4)
-    draw_key, config_key = jax.random.split(config_key)
+    draw_key, _ = jax.random.split(config_key)
     own, other = (float(u) for u in jax.random.uniform(draw_key, (2,)))
     first, stand_ins = references
     varied = own < config.varied or grains.labels.shape != config.shape  # small grains are not the paper's
     borrowed = varied and first.real and other < config.stand_ins
     chosen = stand_ins if borrowed else first
     reference, source, box = chosen.crop(config.shape, zoom=ZOOM if varied else (1.0, 1.0), key=crop_key)
-    pair_config = PairConfig.draw(config_key) if varied else PairConfig()
-    for part in config.without:
-        pair_config = replace(pair_config, **PARTS[part](pair_config))
+    pair_config = _drawn(config, config_key) if varied else _less(config, PairConfig())
     pair = make_pair(_turned(grains, key=turn_key), reference, config=pair_config, key=pair_key)
     source += len(first.names) if borrowed else 0
     return {name: getattr(pair, name) for name in FIELDS} | {"source": source, "box": box, "varied": varied}

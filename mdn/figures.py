@@ -734,13 +734,13 @@ def plot_block(maps, *, block: int, channel: int, um_per_px: float | int | None 
 
 @_styled
 def plot_uncertainty(image, denoised, uncertainty: np.ndarray) -> Figure:
-    """An image, its denoised picture, and the standard deviation [H, W] of the network's output there."""
+    """An image, its denoised picture, and the `uncertainty_map` [H, W] of it."""
     fig, axes = _grid(3, 3, np.shape(image), bar=0.75)
     _draw(axes[0], _unit(image), "original")
     _draw(axes[1], _unit(denoised, "denoised"), "denoised")
     limit = max(float(np.percentile(uncertainty, 99.5)), 1e-6)
     drawn = _draw(axes[2], uncertainty, "uncertainty", cmap="viridis", vmax=limit)
-    fig.colorbar(drawn, ax=axes[2], label="std (the network's range = 1)", fraction=0.05, pad=0.02)
+    fig.colorbar(drawn, ax=axes[2], label="grey (the network's range = 1)", fraction=0.05, pad=0.02)
     return fig
 
 

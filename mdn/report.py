@@ -31,7 +31,7 @@ def write_table(records: Sequence[dict], path: str | os.PathLike) -> None:
     """The records of `denoise_folder` as CSV, UTF-8, a line a file; a gap where there is no number.
 
     ra_percent is E112's relative accuracy of the mean intercept at 95 %, removed_percent the mean of |before - after|
-    and uncertainty_percent the mean standard deviation, both in % of black to white.
+    and uncertainty_percent the mean of `uncertainty_map`, both in % of black to white.
     """
     columns = ["file", "status", "reason", *PLAIN, *(f"{name}_{state}" for state in STATES for name in MEASURED)]
     rows = [[*columns, "removed_percent", "uncertainty_percent", "warnings"]]

@@ -12,13 +12,14 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import ndimage, stats
 
 from mdn.inference import Denoiser, Passage, within
 from mdn.micrographs import check_image, luminance
 from mdn.network import DenoisingNetwork
 
 SYMMETRIES = [(turn, mirrored) for turn in (0, 2, 1, 3) for mirrored in (False, True)]  # the first four keep the shape
+NEIGHBOURHOOD = 2.0  # px, of the Gaussian that averages the spread
 SHARES = tuple(np.arange(0, 1, 0.05).round(2).tolist())  # of the pixels that `sparsification` removes
 
 
@@ -26,21 +27,17 @@ def restorations(
     denoiser: Denoiser,
     image: ArrayLike,
     *,
-    key: Array,
     passes: int = 8,
-    dropout: bool = True,
+    dropout: Array | None = None,
     symmetries: bool = True,
 ) -> Float[np.ndarray, "n h w"]:
-    """The network's output again and again, each time under another dropout mask and symmetry of the square.
-
-    Their mean is a restoration too, their standard deviation is `uncertainty_map`.
+    """The network's output again and again, each time under another symmetry of the square or another dropout mask.
 
     Args:
         denoiser: as of `load_denoiser`.
         image: a micrograph, [H, W] or [H, W, 3].
-        key: of the dropout masks.
         passes: forward passes; up to four do not turn the image by 90 degrees.
-        dropout: whether dropout is active.
+        dropout: a key of the masks, where dropout is to be active.
         symmetries: whether the image is turned and mirrored, another of the eight ways each pass.
 
     Returns:
@@ -57,28 +54,42 @@ def restorations(
     for number in range(passes):
         turn, mirrored = SYMMETRIES[number % 8] if symmetries else (0, False)
         turned = np.rot90(grey[:, ::-1] if mirrored else grey, turn)
-        output = denoiser.restore(turned, dropout=jax.random.fold_in(key, number) if dropout else None)
+        output = denoiser.restore(turned, dropout=None if dropout is None else jax.random.fold_in(dropout, number))
         output = np.rot90(output, -turn)
         outputs.append(output[:, ::-1] if mirrored else output)
     return np.stack(outputs)
 
 
-def uncertainty_map(denoiser: Denoiser, image: ArrayLike, *, key: Array, passes: int = 8) -> Float[np.ndarray, "h w"]:
-    """Standard deviation of the network's output over dropout masks and the symmetries of the square.
+def uncertainty_map(denoiser: Denoiser, image: ArrayLike, *, passes: int = 8) -> Float[np.ndarray, "h w"]:
+    """Where the network hesitates: a guess at the standard deviation of its grey.
 
-    It says where the network hesitates, not where it is surely wrong: a grey that the input does not tell is wrong all
-    over a grain, and steadily so. benchmarks/uncertainty.py measures how well it ranks pixels by their error.
+    The geometric mean of two such guesses. One is the standard deviation of the output over the symmetries of the
+    square, under which a micrograph is as likely as before, averaged over its neighbourhood. The other is the largest
+    that a grey between black and white can have about its mean m, sqrt(m (1 - m)): trained for the least squared error,
+    a network that cannot tell dark from bright answers with the grey between them.
+
+    It does not say where the network is surely wrong: a grey that the input does not tell is wrong all over a grain,
+    and steadily so. benchmarks/uncertainty.py measures how well it ranks pixels by their error, beside Monte Carlo
+    dropout, which ranks them worse.
 
     Args:
-        denoiser, image, key, passes: as of `restorations`.
+        denoiser, image, passes: as of `restorations`.
 
     Returns:
         float32 [H, W], in units of the grey range that the network sees, the limits of `stretch`.
 
     Raises:
         ValueError: for no image, or fewer than two passes.
+
+    Source: the bound is that of R. Bhatia and C. Davis, American Mathematical Monthly 107 (2000).
     """
-    return restorations(denoiser, image, key=key, passes=passes).std(0)
+    return hesitation(restorations(denoiser, image, passes=passes))
+
+
+def hesitation(outputs: Float[np.ndarray, "n h w"]) -> Float[np.ndarray, "h w"]:
+    """What `uncertainty_map` makes of `restorations`."""
+    mean, spread = outputs.mean(0), ndimage.gaussian_filter(outputs.std(0), NEIGHBOURHOOD)
+    return np.sqrt(spread * np.sqrt(np.clip(mean * (1 - mean), 0, None)))
 
 
 @dataclass(frozen=True)

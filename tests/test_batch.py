@@ -5,7 +5,6 @@ import json
 import os
 from html.parser import HTMLParser
 
-import jax
 import numpy as np
 import psutil
 import pytest
@@ -20,7 +19,6 @@ from mdn.inference import Denoiser
 from mdn.micrographs import Micrograph, read_micrograph, write_micrograph
 from mdn.network import DenoisingNetwork, NetworkConfig
 
-KEY = jax.random.key(0)
 HOSTILE = "<img src=x onerror=alert(1)>.png"
 
 
@@ -41,7 +39,7 @@ def metal(shape=(64, 96), dtype=np.uint8, seed=0):
 
 
 def run(tiny, folder, output, **options):
-    return list(batch.denoise_folder(tiny, batch.find_micrographs(folder), output, key=KEY, passes=2, **options))
+    return list(batch.denoise_folder(tiny, batch.find_micrographs(folder), output, passes=2, **options))
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +176,7 @@ def test_a_run_that_was_stopped_goes_on(tiny, tmp_path, monkeypatch):
     folder.mkdir()
     for i in range(3):
         Image.fromarray(metal(seed=i)).save(folder / f"{i}.png")
-    first = batch.denoise_folder(tiny, batch.find_micrographs(folder), output, key=KEY, passes=2)
+    first = batch.denoise_folder(tiny, batch.find_micrographs(folder), output, passes=2)
     next(first), first.close()  # stopped after one
     assert [p.name for p in (output / "records").glob("*.json")] == ["0.png.json"]
     stamp = (output / "denoised" / "0.png.tif").stat().st_mtime_ns
@@ -371,7 +369,7 @@ def test_two_hundred_files_in_flat_memory(tiny, tmp_path):
     for number in range(200):
         Image.fromarray(metal((64 + number % 3, 96), seed=number)).save(folder / f"{number:03d}.png")
     resident, process = [], psutil.Process()
-    for record in batch.denoise_folder(tiny, batch.find_micrographs(folder), tmp_path / "out", key=KEY, passes=2):
+    for record in batch.denoise_folder(tiny, batch.find_micrographs(folder), tmp_path / "out", passes=2):
         assert record["status"] == "done"
         resident.append(process.memory_info().rss / 2**20)
     assert len(resident) == 200

@@ -111,7 +111,7 @@ DRAWN = {  # name: (how to draw it, number of images on it, words that have to b
         lambda: figures.plot_block(MAPS, block=1, channel=4, um_per_px=0.5), 4,
         ["5 µm", "block 2", "channel 5", "feature × its weight", "channel weights y", "change × channel weight"],
     ),
-    "uncertainty": (lambda: figures.plot_uncertainty(IMAGE, IMAGE, IMAGE), 3, ["uncertainty", "std"]),
+    "uncertainty": (lambda: figures.plot_uncertainty(IMAGE, IMAGE, IMAGE), 3, ["uncertainty", "grey"]),
     "grain sizes": (lambda: figures.plot_grain_sizes({"before": np.arange(1, 9)}), 0, ["before, 8 grains", "R / "]),
     "grain shapes": (
         lambda: figures.plot_grain_shapes(*SHAPES), 0,

@@ -171,7 +171,7 @@ def test_result_is_blind_to_exposure(denoiser):
     ],
 )
 def test_bad_input_is_one_clear_error(denoiser, bad):
-    for function in (denoiser, lambda x: attention_maps(denoiser, x), lambda x: uncertainty_map(denoiser, x, key=KEY)):
+    for function in (denoiser, lambda x: attention_maps(denoiser, x), lambda x: uncertainty_map(denoiser, x)):
         with pytest.raises(ValueError, match="accepted"):
             function(bad)
 

@@ -13,7 +13,7 @@ from scipy import ndimage
 from mdn import inference, uncertainty
 from mdn.inference import Denoiser
 from mdn.network import DenoisingNetwork, NetworkConfig, stretch
-from mdn.uncertainty import familiarity, restorations, sparsification, training_statistics, uncertainty_map
+from mdn.uncertainty import familiarity, hesitation, restorations, sparsification, training_statistics, uncertainty_map
 
 KEY = jax.random.key(0)
 
@@ -33,29 +33,39 @@ def coarse():
     return Denoiser(DenoisingNetwork(NetworkConfig(width=8, blocks=2, scale=2), rngs=nnx.Rngs(0)))
 
 
-def test_uncertainty_follows_its_key(denoiser):
+def test_uncertainty_is_a_map_and_the_same_again(denoiser):
     image = picture((32, 24))
-    a, b, c = (uncertainty_map(denoiser, image, key=jax.random.key(k)) for k in (0, 0, 1))
+    a, b, c = (uncertainty_map(denoiser, image, passes=n) for n in (8, 8, 4))
     assert a.shape == image.shape and a.dtype == np.float32 and a.max() > 0
     assert (a == b).all() and (a != c).any()
     with pytest.raises(ValueError, match="passes"):
-        uncertainty_map(denoiser, image, key=KEY, passes=1)
+        uncertainty_map(denoiser, image, passes=1)
+
+
+def test_hesitation_is_between_the_spread_and_the_most_that_a_grey_can_vary():
+    greys = np.array([0.25, 0.75, 0.25, 0.75], np.float32)[:, None, None] * np.ones((4, 8, 8), np.float32)
+    np.testing.assert_allclose(hesitation(greys), np.sqrt(0.25 * 0.5), rtol=1e-5)  # spread 1/4, at most 1/2
+    assert (hesitation(np.full((4, 8, 8), 0.5, np.float32)) == 0).all()  # they agree
+    np.testing.assert_allclose(hesitation(np.stack([np.zeros((8, 8)), np.ones((8, 8))])), 0.5)  # as far as can be
+    peak = np.zeros((2, 33, 33), np.float32)
+    peak[0, 16, 16] = 1.0
+    assert hesitation(0.5 + 0.1 * peak)[16, 18] > 0  # of its neighbourhood
 
 
 def test_dropout_and_symmetries_are_switched_apart(denoiser):
     image = picture((24, 32))
-    alone = restorations(denoiser, image, key=KEY, dropout=False, symmetries=False, passes=2)
+    alone = restorations(denoiser, image, symmetries=False, passes=2)
     assert (alone[0] == alone[1]).all()
     np.testing.assert_allclose(alone[0], denoiser.restore(image), atol=1e-6)
-    for switched in ({"dropout": False}, {"symmetries": False}):
-        first, *others = restorations(denoiser, image, key=KEY, **switched)
+    for switched in ({}, {"dropout": KEY, "symmetries": False}):
+        first, *others = restorations(denoiser, image, **switched)
         assert len(others) == 7 and all((one != first).any() for one in others)
 
 
 def test_restorations_are_turned_back(denoiser, monkeypatch):
     image = picture((24, 32))
     monkeypatch.setattr(Denoiser, "restore", lambda self, grey, dropout: grey)
-    first, *others = restorations(denoiser, image, key=KEY)
+    first, *others = restorations(denoiser, image)
     assert first.shape == image.shape and all((one == first).all() for one in others)
 
 
@@ -68,14 +78,14 @@ def test_the_eight_symmetries_differ_and_four_keep_the_shape():
 
 def test_uncertainty_turns_with_the_image(denoiser):
     image = picture((32, 24))
-    both = [restorations(denoiser, each, key=KEY, dropout=False).std(0) for each in (image, np.rot90(image).copy())]
+    both = [restorations(denoiser, each).std(0) for each in (image, np.rot90(image).copy())]
     np.testing.assert_allclose(both[1], np.rot90(both[0]), atol=1e-6)
 
 
 def test_sizes_near_each_other_compile_once(denoiser):
     counts = []
     for seed, shape in enumerate([(100, 120), (97, 99), (128, 111), (120, 100)]):
-        uncertainty_map(denoiser, picture(shape, seed), key=jax.random.key(seed), passes=5)  # the fifth is turned
+        uncertainty_map(denoiser, picture(shape, seed), passes=5)  # the fifth is turned
         uncertainty._pooled(denoiser, picture(shape, seed))
         counts.append((inference._restore._cache_size(), uncertainty._moments._cache_size()))
     assert set(counts) == {counts[0]}
