@@ -33,11 +33,7 @@ from mdn.training import predict
 from mdn.uncertainty import training_statistics
 
 PAIRS = mdn.DatasetConfig(n_pairs=3000, n_test=120, n_runs=1240, varied=0.4, seed=2028)
-NETWORK = mdn.NetworkConfig(width=64, scale=2, dropout=0.05)
-RECIPE = mdn.TrainingConfig(
-    steps=6000, batch=8, crop=128, learning_rate=1.5e-3, schedule="cosine", clean_share=0.1, dropout_until=0.5,
-    evaluate_every=400,
-)  # fmt: skip
+NETWORK, RECIPE = training.RECIPES["best"]
 FURTHER = {"learning_rate": RECIPE.learning_rate / 2, "clean_share": 0.15}
 BLANK, MOUNTED = 0.05, 0.15  # of the pairs: fields without grains, and pairs again at an edge, beside them
 SEED = 2028
@@ -187,11 +183,25 @@ def hard_kinds() -> dict[str, float]:
 
 SHOWN = ("raw PSNR", "aligned PSNR", "matched PSNR", "SSIM", "boundary F", "precision", "recall", "twin recall")
 BESIDE = {
-    "PSNR inside defects": 2, "PSNR outside": 2, "PSNR on the band": 2, "VoI split": 2, "VoI merge": 2,
+    "PSNR inside defects": 2, "PSNR outside": 2, "PSNR on the band": 2, "VoI split": 2, "VoI merge": 2, "G error": 2,
     "grain grey median": 3, "grain grey p95": 3,
 }  # fmt: skip
 NOISY, OURS = "noisy", "network"
-TAKEN = ("both", "symmetries")  # of the uncertainty's variants: what the map takes, and what it might
+UNTIMED = {"truth", "chance"}  # rows of the table that are no method
+TAKEN = ("map", "symmetries", "dropout", "both")  # of the uncertainty's variants, the one of `uncertainty_map` first
+PARTS = (  # of the pairs, and the rows of the ablation that leave them out
+    "no FFT blend",
+    "no histogram matching",
+    "no artificial defects",
+    "no twins",
+    "full swaps alone",
+    "no partial swaps",
+    "none in space alone",
+    "no looks of etching",
+    "edges and fields without grains beside the pairs",
+)
+RIM = "px off"  # how a control of `benchmarks.rivals` tells the surroundings of a defect
+REMOVED = ("scale", "schedule", "symmetries", "clean_share", "dropout_until")  # steps whose rows do without them
 ABSENT = {"columns": [], "rows": []}
 Rows = list[list]
 
@@ -241,8 +251,13 @@ def told(rivals: dict, name: str, lines: list[str]) -> list[str]:
     """Lines from one part of the study, with where they come from; that it is missing, where it is."""
     if not rivals.get(name, ABSENT)["rows"]:
         return [f"Not measured here: `python benchmarks/rivals.py {name}`.", ""]
-    part = rivals[name]
-    whose = other(part) if name != "seconds" else ""  # which do not hang on the weights
+    part, whose = rivals[name], ""
+    if name != "seconds":
+        whose = other(part)
+    elif (
+        untimed := {row[2] for row in rivals.get("table", ABSENT)["rows"]} - {row[0] for row in part["rows"]} - UNTIMED
+    ):
+        whose = f", **without {', '.join(sorted(untimed))}**"
     source = f"(`{part['command']}`, commit {part['commit']}{whose})" if "command" in part else ""
     return [*lines, *(["", source] if source else []), ""]
 
@@ -295,12 +310,20 @@ def failures(rivals: dict) -> list[str]:
         *(["", *markdown(["blank field", "untouched", "network"], invented)] if invented else []),
     ]
     patched = [[name, value] for name, _, value in rivals.get("controls", ABSENT)["rows"] if "black patch" in name]
+    halos, by = side_by_side([row for row in rivals.get("controls", ABSENT)["rows"] if RIM in row[0]], 1, 2)
     if patched:
         blank += [
             "",
             "What moves the grey range of an image moves the greys of the result, everywhere in it:",
             "",
             *markdown(["input with", "grey"], patched, 3),
+        ]
+    if by:
+        blank += [
+            "",
+            f"Halos: share of the pixels {RIM} a defect that are within 0.1 of the truth.",
+            "",
+            *markdown(["", *halos], [[*name, *map(values.get, halos)] for name, values in by.items()]),
         ]
     sections = {"removal": defects, "steel": steels, "controls": blank}
     return [line for name, lines in sections.items() for line in told(rivals, name, lines)]
@@ -372,9 +395,11 @@ def trained_beside(named: set[str], dncnn: dict) -> list[str]:
     if "DnCNN, as long" in named and "long" in dncnn:
         ours, rival = dncnn["long"]["rows"]
         width, depth = dncnn["long"]["size"]
+        tried, pilot = len(dncnn["long"]["tried"]), dncnn["long"]["pilot"]
         lines += [
-            f"*DnCNN, as long* was trained for {rival[2]:.2f} h, {width} wide and {depth} deep (of the sizes and rates",
-            f"tried, the best on validation pairs), *network, from nothing* for {ours[2]:.2f} h: compare these two.",
+            f"*DnCNN, as long* was trained for {rival[2]:.2f} h, {width} wide and {depth} deep (of {tried} sizes and",
+            f"rates the best on validation pairs after {pilot:g} s each), *network, from nothing* for {ours[2]:.2f} h:",
+            "compare these two.",
         ]
     elif named:
         lines += ["No DnCNN was trained for as long as the shipped weights."]
@@ -432,10 +457,9 @@ def causes(rivals: dict) -> list[str]:
         "blank field": "Blank field: little in training is without grains, and what fills the grey range of a blank "
         "field can be taken for boundaries.",
         "": "Boundary F, recall and twins: thin and faint lamellae are smoothed away, since the least squared error of "
-        "a line that may as well be noise is grey; to let errors beside boundaries weigh more changed little in "
-        f"weights shipped before. Of grain boundaries the network keeps {both(ours, 'grain recall')}, of twin "
-        f"boundaries {both(ours, 'twin recall')}. On the truth itself the detector finds "
-        f"{both(truth, 'twin recall')} of these.",
+        "a line that may as well be noise is grey. Of grain boundaries the network keeps "
+        f"{both(ours, 'grain recall')}, of twin boundaries {both(ours, 'twin recall')}. On the truth itself the "
+        f"detector finds {both(truth, 'twin recall')} of these.",
     }
     told = dict.fromkeys(known[next(words for words in known if words in row[0])] for row in missed)
     return [
@@ -453,6 +477,26 @@ def causes(rivals: dict) -> list[str]:
     ]
 
 
+def grouped(rivals: dict, part: str, first: int) -> list[str]:
+    """Groups of the varied pairs: the first columns and those that the card shows."""
+    found = rivals.get(part, ABSENT)
+    places = [i for i, name in enumerate(found["columns"]) if i < first or name in SHOWN or name in BESIDE]
+    head, *rows = ([row[i] for i in places] for row in (found["columns"], *found["rows"]))
+    return markdown(head, rows)
+
+
+def twins_lost(table: dict) -> str:
+    """How many of the twins the network leaves, and how many are found untouched."""
+    of = {name: place for place, name in enumerate(table["columns"])}
+    found = {(row[0], row[2]): row[of["twin recall"]][0] for row in table["rows"] if "twin recall" in of}
+    told = [
+        f"{found[kind, OURS]:.0%} of their length is found on {kind} pairs after it, {found[kind, NOISY]:.0%} before"
+        for kind in dict.fromkeys(kind for kind, _ in found)
+        if {(kind, OURS), (kind, NOISY)} <= found.keys()
+    ]
+    return f" Twins stay in part: {', '.join(told)}." * bool(told)
+
+
 def trust(uncertainty: dict) -> list[str]:
     """How well the uncertainty map ranks pixels and familiarity flags images, and what that means."""
     ranking, flagged = (uncertainty.get(name, ABSENT) for name in ("ranking", "familiarity"))
@@ -465,8 +509,8 @@ def trust(uncertainty: dict) -> list[str]:
         lines += [
             "Pixels of test pairs in the order of `mdn.uncertainty_map`, against their true error. AUSE is 0 for the "
             f"error's own order and 1 for chance: at {best:.2f} to {worst:.2f} the map ranks the pixels {verdict}. "
-            "It says where to look twice; it is no error bar. The map takes dropout and the eight symmetries, *both*; "
-            "the symmetries alone are told beside it.",
+            "It says where to look twice; it is no error bar. Beside it, the standard deviation over the eight "
+            "symmetries, over masks of dropout, and over both.",
             "",
             *markdown(["pairs", "n", "of", "AUSE", "Spearman", "error left without 10 % of the pixels"], rows),
             "",
@@ -476,10 +520,12 @@ def trust(uncertainty: dict) -> list[str]:
             f"{100 * share:.0f} % ({name.split(', ', 1)[1]})" for name, share in flagged["facts"].items()
         )
         unseen = [row[0] for row in flagged["rows"] if row[1] == "yes" and not row[4]]
+        most = max((row for row in flagged["rows"] if row[1] == "no"), key=lambda row: row[4], default=[])
         lines += [
             "Images that `mdn.familiarity` flags, by whether they should be (new: first looked at once the measure was "
             f"chosen): {shares}."
             + f" Never flagged though it should be: {', '.join(unseen)}." * bool(unseen)
+            + f" Flagged most though it should not be: {most[0]}, {100 * most[4]:.0f} %." * bool(most)
             + " An image without a warning can still be unlike the training data.",
             "",
         ]
@@ -530,22 +576,36 @@ def as_config(kind: type, told: dict):
 def steps_kept(ablation: dict, network: mdn.NetworkConfig, recipe: mdn.TrainingConfig) -> list[str]:
     """What each step of the recipe is worth on its own, and whether it is taken."""
     rows, of, lines = {row[0]: row for row in ablation.get("rows", [])}, ablation.get("columns", []), []
-    gaps = [f"{k}, {g}" for g in ("aligned gap (dB)", "F gap", "clean in gap (dB)") for k in ("paper", "varied")]
+    kinds, steel = ("aligned gap (dB)", "F gap", "twin gap", "clean in gap (dB)"), "steel with defects, F gap"
+    gaps = [name for g in kinds for k in ("paper", "varied") if (name := f"{k}, {g}") in of]
+    gaps += [steel] if steel in of else []
+
+    def cells(variant: str) -> list:
+        return [rows[variant][of.index(name)] for name in (*gaps, "seeds")]
+
+    better: dict[bool, list[str]] = {True: [], False: []}
     for step, variant in STEPS.items():
         if variant in rows:
             value = getattr(network if step == "scale" else recipe, step)
-            cells = [rows[variant][of.index(name)] for name in (*gaps, "seeds")]
-            lines.append([f"`{step}`", f"`{value}`", variant, *cells])
+            lines.append([f"`{step}`", f"`{value}`", variant, *cells(variant)])
+            where = [name for name, gap in zip(gaps, cells(variant), strict=False) if (gap[1] or 0) > 0]
+            better[step in REMOVED] += [f"{variant} ({'; '.join(where)})"] * bool(where)
+    parts = [[variant, *cells(variant)] for variant in PARTS if variant in rows]
     if not lines:
         return ["What each step of the recipe is worth is not measured here: `python -m benchmarks.ablation`.", ""]
     return [
         "Steps of the recipe one by one, early in the training of a smaller network (how: the ablation), on validation",
-        "pairs, as gaps of the row's variant to the recipe (*clean in*: a truth to itself):",
+        "pairs, as gaps of the row's variant to the recipe (*clean in*: a truth to itself; the steel, annotated, chose",
+        "nothing):",
         "",
-        *markdown(["step", "in the recipe", "variant", *gaps, "seeds"], lines, 3),
+        *markdown(["step", "in the last training", "variant", *gaps, "seeds"], lines, 3),
         "",
-        "Kept for more than greys: clean crops, for clean images in; the end of dropout, for the statistics of the",
-        "batch norms. What makes the pairs more varied costs greys on them, and is there for micrographs.",
+        f"Taken, though to do without gains somewhere: {', '.join(better[True]) or 'nothing'}.",
+        f"Not taken, though it gains somewhere: {', '.join(better[False]) or 'nothing'}.",
+        "",
+        "Parts of the pairs, left out or put in:",
+        "",
+        *markdown(["variant", *gaps, "seeds"], parts, 3),
         "",
     ]
 
@@ -588,19 +648,15 @@ def card(
         [[*row[:3], "met" if row[3] else "**missed**", row[4]] for row in rivals.get("targets", ABSENT)["rows"]],
     )
     hard = markdown(["of the varied pairs", "%"], [[name, f"{share:.0f}"] for name, share in hard_kinds().items()])
-    sizes_of = rivals.get("magnification", ABSENT)
-    by_size = [i for i, name in enumerate(sizes_of["columns"]) if i < 4 or name in SHOWN or name in BESIDE]
-    sizes_of = [[row[i] for i in by_size] for row in (sizes_of["columns"], *sizes_of["rows"])]
     seconds = rivals.get("seconds", ABSENT)
     sizes = [f"{n} {split} ({v} varied)" for split, (n, v) in results["pairs"].items()]
-    rising = best == len(psnr) - 1 > 0 and psnr[-1] > psnr[-2]
     references = (
         "Test pairs whose reference is a procedural stand-in, not a region of a real micrograph: "
         + ", ".join(f"{n} of the {of} {name}" for name, (n, of) in borrowed.items())
         if borrowed
         else "Some of the varied pairs, of every split, have a procedural stand-in for a reference and not a region of "
         f"a real micrograph: a share of {pairs.stand_ins:g} is asked for (`DatasetConfig.stand_ins`)"
-    )
+    ) + f". There are {len(STAND_INS)} stand-ins a split, of which crops are taken"
     return "\n".join(
         [
             "# Model card: denoiser.safetensors",
@@ -611,8 +667,9 @@ def card(
             "",
             "## For",
             "Optical micrographs of etched, polycrystalline, single-phase metals: removing scratches, pits, pores,",
-            "stains, rough etching and what optics and camera add, while grain and twin boundaries stay. Not for:",
-            "measuring what it removed (pores, pits, inclusions), two-phase structures, electron micrographs.",
+            f"stains, rough etching and what optics and camera add, while grain boundaries stay.{twins_lost(table)}",
+            "Not for: measuring twins or what it removed (pores, pits, inclusions), two-phase structures, electron",
+            "micrographs.",
             "`mdn.familiarity` says when an image is unlike the training data, `mdn.uncertainty_map` where to look",
             "twice; how far either can be relied on, and where the network does harm, is told below.",
             "",
@@ -643,7 +700,9 @@ def card(
             "",
             "Each is cut into disjoint regions for training, validation and test. The weights hold no image of them.",
             references + ".",
-            "The truth of a pair: a grey for each grain and twin, a dark groove along boundaries, and nothing else.",
+            "The truth of a pair: a grey for each grain and twin, a dark groove along boundaries, and nothing else"
+            + "; at a specimen's edge the grey of the mount as well" * ("at edges" in settled)
+            + ".",
             "",
             f"How hard the varied pairs are (shares of {DRAWN} recipes drawn by `PairConfig.draw`):",
             "",
@@ -663,8 +722,8 @@ def card(
             "",
             f"Shipped are those of step {history['step'][best]}{passed(settled)}:"
             f" {settled.get('validation_psnr_db', psnr[best]):.2f} dB on the pairs that choose checkpoints."
-            + f" Validation PSNR was still rising at the last step, from {psnr[best - 1]:.2f} dB at step"
-            f" {history['step'][best - 1]}: training ended before it had stopped gaining." * rising,
+            + f" They come from {len(sittings) + 1} trainings, each on the pairs of its commit, and not from one"
+            " command: `make weights` trains the recipe from nothing, once." * bool(sittings),
             *tried(results.get("tried", [])),
             "",
             *steps_kept(ablation or {}, config, recipe),
@@ -706,11 +765,11 @@ def card(
             "### Large and small grains",
             "Varied test pairs by the mean diameter of their grains.",
             "",
-            *told(
-                rivals,
-                "magnification",
-                markdown(sizes_of[0], sizes_of[1:]),
-            ),
+            *told(rivals, "magnification", grouped(rivals, "magnification", 4)),
+            "### Looks of etching, and contrast",
+            "Varied test pairs by how their boundaries were drawn, and by the range of their grains' greys.",
+            "",
+            *told(rivals, "looks", grouped(rivals, "looks", 3)),
             "### Seconds a megapixel",
             f"On {seconds.get('machine', 'one machine')}.",
             "",

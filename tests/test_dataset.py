@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from mdn import dataset, micrographs
-from mdn.dataset import SPLITS, DatasetConfig, grow_run, load_pairs, load_references, make_dataset
+from mdn.dataset import SPLITS, DatasetConfig, grow_run, load_pairs, load_references, made_with, make_dataset
+from mdn.defects import KINDS
 from mdn.micrographs import luminance, region, write_micrograph
 
 SMALL = DatasetConfig(n_pairs=15, n_test=3, n_runs=6, shape=(64, 64), time=(2.0, 5.0), varied=0.5)
@@ -113,12 +114,20 @@ def test_grains_of_every_size_asked_for():
 
 
 def test_small_grains_and_their_own_recipes_are_varied(made):
+    config, seen = made_with(made[0]), 0
+    assert config == SMALL
     for split in SPLITS:
         pairs = load_pairs(made[0], split)
-        boundaries = pairs.boundaries
-        assert (boundaries & pairs.twin_boundaries == pairs.twin_boundaries).all()
-        fine = boundaries.mean((1, 2)) > 0.25
-        assert pairs.varied[fine].all()
+        finer = np.array([grow_run(config, int(run)).labels.shape[0] > config.shape[0] for run in pairs.run])
+        assert pairs.varied[finer].all()
+        for i in np.flatnonzero(pairs.varied):
+            recipe, seen = dataset.drawn_recipe(config, split, int(i)), seen + 1
+            absent = sum(1 << n for n, kind in enumerate(KINDS) if getattr(recipe.defects, kind) == 0)
+            assert not (pairs.defects[i] & absent).any()
+            assert recipe.twin_fraction > 0 or not pairs.twins[i].any()
+    assert seen > 5
+    with pytest.raises(ValueError, match="no dataset"):
+        made_with(made[0] / "test")
 
 
 def test_a_finished_dataset_is_left_alone(made, monkeypatch):
