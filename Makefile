@@ -60,7 +60,7 @@ figures: env  ## regenerate figures/, always from stand-in micrographs
 lab: env  ## open JupyterLab on the notebooks
 	@$(PY) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks $(UPLOADS) $(ARGS)
 
-weights: env  ## train the shipped weights anew, or go on: hours, needs the real micrographs
+weights: env  ## train the recipe of the shipped weights from nothing, or go on: hours, needs the real micrographs
 	@$(LARGE) MPLBACKEND=Agg $(PY) benchmarks/shipped_weights.py $(ARGS)
 
 bench: env  ## the side-by-side tables of benchmarks/
@@ -68,6 +68,7 @@ bench: env  ## the side-by-side tables of benchmarks/
 
 studies: env  ## ablation, DnCNN, rivals, uncertainty, attention, on the pairs of `make weights`: hours
 	@set -e; for study in $(STUDIES); do echo "== $$study"; $(LARGE) MPLBACKEND=Agg $(PY) -m benchmarks.$$study; done
+	@MPLBACKEND=Agg $(PY) -m benchmarks.rivals seconds
 
 test: lint  ## lint, then the tests
 	@MPLBACKEND=Agg $(PY) -m pytest $(ARGS)

@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None, here: Path = HERE) -> int:
 
     (out / "figures").mkdir(parents=True, exist_ok=True)
     set_environment(args.runs)
-    keys = fingerprints(notebooks, parameters, here.parent / "mdn")
+    keys = fingerprints(notebooks, parameters, here.parent / "mdn", here.parent / "benchmarks" / "results")
     run = Run(out, notebooks, keys, {"preset": args.preset, **describe_machine(here)})
     for notebook in chosen:
         if run.is_done(notebook) and not args.fresh:
@@ -264,11 +264,12 @@ class Run:
         write_atomically(self.out / "index.html", render(self.facts, pages))
 
 
-def fingerprints(notebooks: list[Path], parameters: dict, module: Path) -> dict[str, str]:
-    """A hash a notebook of all that its results depend on, the notebooks before it included."""
+def fingerprints(notebooks: list[Path], parameters: dict, *folders: Path) -> dict[str, str]:
+    """A hash a notebook of all that its results depend on: the notebooks before it, module and studies included."""
     digest = hashlib.sha256(os.environ.get("MDN_MICROGRAPHS", "").encode())
-    for path in sorted(p for p in module.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
-        digest.update(path.relative_to(module).as_posix().encode() + path.read_bytes())
+    for folder in folders:
+        for path in sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
+            digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
     keys = {}
     for nb in notebooks:
         cells = [(c.cell_type, c.source) for c in nbformat.read(nb, as_version=4).cells]
@@ -343,7 +344,9 @@ def copy_figures(run: Run, target: Path) -> None:
             old.unlink()
 
 
-README_COLUMNS = ("pairs", "method", "raw PSNR", "aligned PSNR", "SSIM", "boundary F", "precision", "recall")
+README_COLUMNS = (
+    *("pairs", "method", "raw PSNR", "aligned PSNR", "SSIM", "boundary F", "precision", "recall", "twin recall"),
+)
 
 
 def update_readme(run: Run, root: Path) -> None:
