@@ -4,10 +4,10 @@ Every row is trained alike, on as many pairs of the same grown structures and fo
 one part removed or switched, and scored on the same validation pairs, of which no row saw a grain or a region: what is
 shipped was chosen by them, and the test pairs are left for the end. The annotated steel stands beside them and chose
 nothing. DnCNN gets the processor seconds that the first row took instead; it and the gate as printed, which does not
-learn at the sigmoid's rate, get the best of some rates. The network is half as wide as the shipped one and the training
-short: the table says what each part is worth at this budget. Rows go to results/ablation.json one by one; their weights
-stay beside the pairs, where `benchmarks.rivals` finds those of the first three, which are trained again where they are
-gone.
+learn at the sigmoid's rate, get the best of some rates, which the file names. The network is half as wide as the
+shipped one and the training short: the table says what each part is worth at this budget. Rows go to
+results/ablation.json one by one; their weights stay beside the pairs, where `benchmarks.rivals` finds those of the
+first three, which are trained again where they are gone.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ VARIANTS = {
 
 
 def train(variant: Variant, directory: Path, seed: int, seconds: float | None, workers: int) -> tuple:
-    """The trained network, its steps and how many processor seconds it took."""
+    """The trained network, its steps, its rate and how many processor seconds it took."""
     name = "-".join(("pairs", *variant.without)).replace(" ", "_")
     mdn.make_dataset(
         directory / f"{name}.zarr", replace(SMALL, without=variant.without), grown=directory.parent / "grown",
@@ -115,31 +115,31 @@ def train(variant: Variant, directory: Path, seed: int, seconds: float | None, w
     if variant.dncnn:
         return train_dncnn(data, few, recipe, seconds, seed)
 
-    def run(rate: float) -> tuple[float, nnx.Module, float]:
+    def run(rate: float) -> tuple[float, nnx.Module, float, float]:
         model = mdn.DenoisingNetwork(replace(NETWORK, **{"width": 32} | variant.network), rngs=nnx.Rngs(seed))
         start, config = time.process_time(), replace(recipe, learning_rate=rate)
         history = mdn.fit(model, data, few, config=config, key=jax.random.key(seed), progress=False)
-        return history.validation_psnr[-1], model, time.process_time() - start
+        return history.validation_psnr[-1], model, rate, time.process_time() - start
 
     runs = map(run, RATES if variant.rated else (recipe.learning_rate,))
-    _, model, took = max(runs, key=lambda found: found[0])
-    return model, recipe.steps, took
+    _, model, rate, took = max(runs, key=lambda found: found[0])
+    return model, recipe.steps, rate, took
 
 
 def train_dncnn(data: tuple, validation: tuple, recipe: mdn.TrainingConfig, seconds: float, seed: int) -> tuple:
     """DnCNN for as many processor seconds, at the rate of `RATES` that validation pairs like best."""
 
-    def run(rate: float, steps: int) -> tuple[float, nnx.Module, float]:
+    def run(rate: float, steps: int) -> tuple[float, nnx.Module, float, float]:
         model, start = DnCNN(rngs=nnx.Rngs(seed)), time.process_time()
         config = replace(recipe, steps=steps, evaluate_every=steps, learning_rate=rate)
         history = mdn.fit(model, data, validation, config=config, key=jax.random.key(seed), progress=False)
-        return history.validation_psnr[-1], model, time.process_time() - start
+        return history.validation_psnr[-1], model, rate, time.process_time() - start
 
-    short, long = (run(RATES[0], steps)[2] for steps in (20, 40))
+    short, long = (run(RATES[0], steps)[3] for steps in (20, 40))
     once, one = 2 * short - long, (long - short) / 20  # compilation and evaluation; a step
     steps = max(12, round((seconds - once) / one))
-    _, model, took = max((run(rate, steps) for rate in RATES), key=lambda found: found[0])
-    return model, steps, took
+    _, model, rate, took = max((run(rate, steps) for rate in RATES), key=lambda found: found[0])
+    return model, steps, rate, took
 
 
 def on_steel(model: nnx.Module, threshold: float) -> dict[str, list[float]]:
@@ -255,14 +255,17 @@ def main() -> None:
         return
     for seed, name in product(map(str, range(arguments.seeds)), arguments.only):
         weights = weights_of(name, seed)
-        if seed in kept.get(name, {}) and (name not in KEPT or seed != "0" or weights.exists()):
+        done = kept.get(name, {}).get(seed)
+        done = done and ("rate" in done or not VARIANTS[name].rated)  # of before, at the rate of the others
+        if done and (name not in KEPT or seed != "0" or weights.exists()):
             continue
         seconds = kept.get("best", {}).get(seed, {}).get("processor minutes", 0) * 60
         if VARIANTS[name].dncnn and not seconds:
             raise SystemExit(f"DnCNN takes the time of the first row, of which there is none for seed {seed}")
-        model, steps, took = train(VARIANTS[name], directory, int(seed), seconds, arguments.workers)
+        model, steps, rate, took = train(VARIANTS[name], directory, int(seed), seconds, arguments.workers)
         (save_dncnn if VARIANTS[name].dncnn else mdn.save_weights)(weights, model)
-        run = {"commit": commit, "steps": steps, "processor minutes": took / 60, "scores": score(model, directory)}
+        run = {"commit": commit, "steps": steps, "rate": rate, "processor minutes": took / 60}
+        run["scores"] = score(model, directory)
         kept.setdefault(name, {})[seed] = run
         keep()
         print(name, seed, {c: round(float(np.nanmean(v)), 3) for c, v in run["scores"].items()}, flush=True)

@@ -58,7 +58,7 @@ def plan(data: Images, validation: Images, seconds: float, pilot: float = PILOT)
     width, depth, rate, step, _, _ = max(tried, key=lambda row: row[-1])
     steps = max(1, round(seconds / step))
     config = replace(recipe, steps=steps, evaluate_every=max(1, steps // 15), learning_rate=rate)
-    return {"size": (width, depth), "recipe": asdict(config), "tried": tried}
+    return {"size": (width, depth), "recipe": asdict(config), "tried": tried, "pilot": pilot}
 
 
 def main() -> None:
@@ -85,7 +85,7 @@ def main() -> None:
     rows.append(["DnCNN", history.step[-1], history.seconds[-1] / 3600, history.validation_psnr[history.best]])
     columns = ["trained from nothing", "steps", "hours", "validation PSNR (dB)"]
     targets = {"DnCNN's hours for one of the network's": rows[1][2] / rows[0][2]}
-    facts = {"command": "python -m benchmarks.dncnn", **chosen, "pilot": PILOT, "history": asdict(history)}
+    facts = {"command": "python -m benchmarks.dncnn", **chosen, "history": asdict(history)}
     table = {"columns": columns, "rows": rows, "targets": targets, **facts}
     show("long", table)
     save(RESULTS, "long", table)

@@ -316,7 +316,7 @@ class Recipe:
 class Bench:
     """All that the parts need: `denoiser` is the network, `recipes` those there are pairs of.
 
-    drawn: what each test pair of the general recipe drew.
+    drawn: what each varied test pair drew.
     """
 
     denoiser: mdn.Denoiser
@@ -353,7 +353,8 @@ def prepare(directory: Path, sizes: Sizes, weights: dict[str, Path], seed: int =
             pairs = chosen(validation, tuned[spread]), chosen(test, tested[: sizes.tested])
             kept = Kept(directory / "rivals" / f"{name}-{len(pairs[0])}-{len(pairs[1])}.json", *pairs)
             recipes[name] = Recipe(name, *pairs, models, kept)
-            drawn = [mdn.dataset.drawn_recipe(made_with, "test", int(i)) for i in tested[: sizes.tested]]
+            if varied:
+                drawn = [mdn.dataset.drawn_recipe(made_with, "test", int(i)) for i in tested[: sizes.tested]]
     return Bench(denoiser, recipes, sizes, jax.random.key(seed), drawn)
 
 
@@ -441,7 +442,9 @@ def removal(bench: Bench) -> Table:
 
 
 def controls(bench: Bench) -> Table:
-    """Clean in, PSNR to itself; boundaries found on a blank field; the matched output of a rescaled input."""
+    """Clean in, PSNR to itself; boundaries found on a blank field; the matched output of a rescaled input; a specimen
+    beside its mount; halos round pits; greys elsewhere than a black patch.
+    """
     rows = []
     for recipe in bench.recipes.values():
         truths = recipe.test.clean
@@ -632,6 +635,8 @@ def magnification(bench: Bench) -> Table:
 def looks(bench: Bench) -> Table:
     """The columns of the table on the varied test pairs, by what their recipes drew."""
     recipe, drawn = bench.general, bench.drawn
+    if not drawn:
+        return {"columns": [], "rows": []}
     faint = np.array([one.grey[1] - one.grey[0] < FAINT for one in drawn])
     groups = {f"boundaries: {look}": np.array([one.look == look for one in drawn]) for look in LOOKS}
     groups |= {f"grain contrast below {FAINT}": faint, f"grain contrast from {FAINT}": ~faint}
@@ -647,12 +652,14 @@ def seconds(bench: Bench) -> Table:
     for recipe in bench.recipes.values():
         image = np.block([list(row) for row in np.resize(recipe.test.noisy, (2, 2, *recipe.test.noisy.shape[1:]))])
         for name, method in recipe.methods.items():
+            if name in rows:
+                continue
             taken = []
-            for _ in range(0 if name in rows else 3):
+            for _ in range(3):
                 start = time.perf_counter()
                 method(image)
                 taken.append(time.perf_counter() - start)
-            rows.setdefault(name, min(taken[1:], default=0.0) / image.size * 1e6)
+            rows[name] = min(taken[1:]) / image.size * 1e6
     return {"columns": ["method", "seconds a megapixel"], "rows": [list(row) for row in rows.items()]}
 
 

@@ -42,6 +42,7 @@ SETTLED_ON = 5  # every 5th settles, at the end, whether that or the last is shi
 CLEAN, EDGE = "clean in (dB)", "at a specimen's edge (dB)"
 WITHIN = {"PSNR (dB)": 0.1, "boundary F": 0.005, CLEAN: 0.5}  # of the best, for more at a specimen's edge
 HALF = "0.5 of the way"  # between what a further training began with and its end
+FAINT = 0.15  # of the range of grain greys
 DRAWN = 2000  # recipes, to say how many of them are hard
 RESULTS = Path(__file__).parent / "results" / "shipped_weights.json"
 RIVALS = RESULTS.with_name("rivals.json")
@@ -171,7 +172,7 @@ def hard_kinds() -> dict[str, float]:
     shares |= {f"defect: {kind.replace('_', ' ')}": [getattr(c.defects, kind) > 0 for c in drawn] for kind in KINDS}
     shares |= {
         "boundaries missing in places": [c.missing > 0 and c.look != "step" for c in drawn],
-        "grain contrast below 0.15": [c.grey[1] - c.grey[0] < 0.15 for c in drawn],
+        f"grain contrast below {FAINT}": [c.grey[1] - c.grey[0] < FAINT for c in drawn],
         "twins": [c.twin_fraction > 0 for c in drawn],
         "blurred": [c.blur > 0 for c in drawn],
         "full magnitude swap": [c.magnitude == 1 for c in drawn],
@@ -187,8 +188,7 @@ BESIDE = {
     "grain grey median": 3, "grain grey p95": 3,
 }  # fmt: skip
 NOISY, OURS = "noisy", "network"
-UNTIMED = {"truth", "chance"}  # rows of the table that are no method
-TAKEN = ("map", "symmetries", "dropout", "both")  # of the uncertainty's variants, the one of `uncertainty_map` first
+MAP = "map"  # of the uncertainty's variants, that of `uncertainty_map`
 PARTS = (  # of the pairs, and the rows of the ablation that leave them out
     "no FFT blend",
     "no histogram matching",
@@ -201,7 +201,6 @@ PARTS = (  # of the pairs, and the rows of the ablation that leave them out
     "edges and fields without grains beside the pairs",
 )
 RIM = "px off"  # how a control of `benchmarks.rivals` tells the surroundings of a defect
-REMOVED = ("scale", "schedule", "symmetries", "clean_share", "dropout_until")  # steps whose rows do without them
 ABSENT = {"columns": [], "rows": []}
 Rows = list[list]
 
@@ -247,17 +246,19 @@ def other(study: dict) -> str:
     return "" if same else ", **of other weights than these**"
 
 
+def untimed(rivals: dict) -> str:
+    """Which methods of the table have no seconds, where there are any."""
+    methods = {row[2] for row in rivals.get("table", ABSENT)["rows"]} - {"truth", "chance"}
+    missing = methods - {row[0] for row in rivals["seconds"]["rows"]}
+    return f", **without {', '.join(sorted(missing))}**" * bool(missing)
+
+
 def told(rivals: dict, name: str, lines: list[str]) -> list[str]:
     """Lines from one part of the study, with where they come from; that it is missing, where it is."""
     if not rivals.get(name, ABSENT)["rows"]:
         return [f"Not measured here: `python benchmarks/rivals.py {name}`.", ""]
-    part, whose = rivals[name], ""
-    if name != "seconds":
-        whose = other(part)
-    elif (
-        untimed := {row[2] for row in rivals.get("table", ABSENT)["rows"]} - {row[0] for row in part["rows"]} - UNTIMED
-    ):
-        whose = f", **without {', '.join(sorted(untimed))}**"
+    part = rivals[name]
+    whose = untimed(rivals) if name == "seconds" else other(part)  # seconds do not hang on the weights
     source = f"(`{part['command']}`, commit {part['commit']}{whose})" if "command" in part else ""
     return [*lines, *(["", source] if source else []), ""]
 
@@ -321,7 +322,7 @@ def failures(rivals: dict) -> list[str]:
     if by:
         blank += [
             "",
-            f"Halos: share of the pixels {RIM} a defect that are within 0.1 of the truth.",
+            "Halos: share of the pixels round a defect, so many px off it, that are within 0.1 of the truth.",
             "",
             *markdown(["", *halos], [[*name, *map(values.get, halos)] for name, values in by.items()]),
         ]
@@ -441,15 +442,15 @@ def causes(rivals: dict) -> list[str]:
     known = {
         "steel": "Steel with strong defects, at small magnifications above all: grains a few px wide are no larger "
         "than what is removed.",
-        "over DnCNN": "Over DnCNN, both briefly trained: early in a training the network finds fewer twins, at a "
+        "briefly trained": "Over DnCNN, both briefly trained: early in a training the network finds fewer twins, at a "
         "higher precision.",
         "raw PSNR": "Raw PSNR: where a whole magnitude is swapped and the histogram matched, the input does not tell "
         f"the truth's greys. With gain and offset fitted, {both(ours, 'aligned PSNR')} dB instead of "
         f"{both(ours, 'raw PSNR')}.",
-        "G within": "Grain size: E112 leaves twin boundaries out; here the truth tells which they are. The clean image "
-        f"itself, segmented, is within 0.25 on a share of {both(truth, 'G within 0.25, twins left out')} of the pairs "
-        f"(with twins as grains {both(truth, 'G within 0.25')}). Most pairs of the paper's recipe hold fewer than the "
-        "50 grains that E112 asks of a field.",
+        "G within": "Grain size: the clean image itself, segmented, is within 0.25 of the truth, twins as grains, on a "
+        f"share of {both(truth, 'G within 0.25')} of the pairs. E112 leaves twin boundaries out; where the truth tells "
+        f"which they are, on {both(truth, 'G within 0.25, twins left out')}. Most pairs of the paper's recipe hold "
+        "fewer than the 50 grains that E112 asks of a field.",
         "scratch pixels": "Scratches: what lies under a deep scratch is not in the image; a broad one keeps a grey "
         "streak. What is also straight and thin, a twin, cannot always be told from it.",
         "clean in": "Clean in: the network draws grooves and flattens grains as its training pairs have them; the "
@@ -490,21 +491,22 @@ def twins_lost(table: dict) -> str:
     of = {name: place for place, name in enumerate(table["columns"])}
     found = {(row[0], row[2]): row[of["twin recall"]][0] for row in table["rows"] if "twin recall" in of}
     told = [
-        f"{found[kind, OURS]:.0%} of their length is found on {kind} pairs after it, {found[kind, NOISY]:.0%} before"
+        f"{100 * found[kind, OURS]:.0f} % on {kind} pairs ({100 * found[kind, NOISY]:.0f} % untouched)"
         for kind in dict.fromkeys(kind for kind, _ in found)
-        if {(kind, OURS), (kind, NOISY)} <= found.keys()
+        if None not in (found.get((kind, OURS)), found.get((kind, NOISY)))
     ]
-    return f" Twins stay in part: {', '.join(told)}." * bool(told)
+    return f" Of the length of twins is found, after the network, {' and '.join(told)}." * bool(told)
 
 
 def trust(uncertainty: dict) -> list[str]:
     """How well the uncertainty map ranks pixels and familiarity flags images, and what that means."""
     ranking, flagged = (uncertainty.get(name, ABSENT) for name in ("ranking", "familiarity"))
-    rows = [[row[0], row[1], row[3], *row[4:7]] for row in ranking["rows"] if row[2] == "all" and row[3] in TAKEN]
+    rows = [[row[0], row[1], row[3], *row[4:7]] for row in ranking["rows"] if row[2] == "all"]
+    areas = [row[3][0] for row in rows if row[2] == MAP]
     missing = ["Not measured here: `python benchmarks/uncertainty.py`.", ""]
-    lines = missing if not rows and not flagged["rows"] else []
-    if rows:
-        best, worst = (choose(row[3][0] for row in rows if row[2] == TAKEN[0]) for choose in (min, max))
+    lines = missing if not areas and not flagged["rows"] else []
+    if areas:
+        best, worst = min(areas), max(areas)
         verdict = "no better than chance does" if worst >= 1 else "only weakly" if worst > 0.5 else "well"
         lines += [
             "Pixels of test pairs in the order of `mdn.uncertainty_map`, against their true error. AUSE is 0 for the "
@@ -520,12 +522,13 @@ def trust(uncertainty: dict) -> list[str]:
             f"{100 * share:.0f} % ({name.split(', ', 1)[1]})" for name, share in flagged["facts"].items()
         )
         unseen = [row[0] for row in flagged["rows"] if row[1] == "yes" and not row[4]]
-        most = max((row for row in flagged["rows"] if row[1] == "no"), key=lambda row: row[4], default=[])
+        alarms = {row[0]: row[4] for row in flagged["rows"] if row[1] == "no" and row[4]}
+        most = max(alarms, key=alarms.get, default="")
         lines += [
             "Images that `mdn.familiarity` flags, by whether they should be (new: first looked at once the measure was "
             f"chosen): {shares}."
             + f" Never flagged though it should be: {', '.join(unseen)}." * bool(unseen)
-            + f" Flagged most though it should not be: {most[0]}, {100 * most[4]:.0f} %." * bool(most)
+            + (f" Flagged most though it should not be: {most}, {100 * alarms[most]:.0f} %." if most else "")
             + " An image without a warning can still be unlike the training data.",
             "",
         ]
@@ -580,17 +583,18 @@ def steps_kept(ablation: dict, network: mdn.NetworkConfig, recipe: mdn.TrainingC
     gaps = [name for g in kinds for k in ("paper", "varied") if (name := f"{k}, {g}") in of]
     gaps += [steel] if steel in of else []
 
-    def cells(variant: str) -> list:
-        return [rows[variant][of.index(name)] for name in (*gaps, "seeds")]
+    def cells(variant: str, names: list[str]) -> list:
+        return [rows[variant][of.index(name)] for name in names]
 
     better: dict[bool, list[str]] = {True: [], False: []}
+    plain = {**asdict(mdn.TrainingConfig()), "scale": mdn.NetworkConfig().scale, "symmetries": False}
     for step, variant in STEPS.items():
         if variant in rows:
             value = getattr(network if step == "scale" else recipe, step)
-            lines.append([f"`{step}`", f"`{value}`", variant, *cells(variant)])
-            where = [name for name, gap in zip(gaps, cells(variant), strict=False) if (gap[1] or 0) > 0]
-            better[step in REMOVED] += [f"{variant} ({'; '.join(where)})"] * bool(where)
-    parts = [[variant, *cells(variant)] for variant in PARTS if variant in rows]
+            lines.append([f"`{step}`", f"`{value}`", variant, *cells(variant, [*gaps, "seeds"])])
+            where = [name for name, gap in zip(gaps, cells(variant, gaps), strict=True) if (gap[1] or 0) > 0]
+            better[value != plain[step]] += [f"{variant} ({'; '.join(where)})"] * bool(where)
+    parts = [[variant, *cells(variant, [*gaps, "seeds"])] for variant in PARTS if variant in rows]
     if not lines:
         return ["What each step of the recipe is worth is not measured here: `python -m benchmarks.ablation`.", ""]
     return [
@@ -600,8 +604,8 @@ def steps_kept(ablation: dict, network: mdn.NetworkConfig, recipe: mdn.TrainingC
         "",
         *markdown(["step", "in the last training", "variant", *gaps, "seeds"], lines, 3),
         "",
-        f"Taken, though to do without gains somewhere: {', '.join(better[True]) or 'nothing'}.",
-        f"Not taken, though it gains somewhere: {', '.join(better[False]) or 'nothing'}.",
+        f"In the last training, though a row without it gains somewhere: {', '.join(better[True]) or 'nothing'}.",
+        f"Not in the last training, though a row with it gains somewhere: {', '.join(better[False]) or 'nothing'}.",
         "",
         "Parts of the pairs, left out or put in:",
         "",

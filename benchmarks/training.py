@@ -25,11 +25,12 @@ import mdn
 from benchmarks.parts import RESULTS, Table, run_parts
 from benchmarks.shipped_weights import CHOSEN_ON, NETWORK, PAIRS, RECIPE
 from mdn import training
+from mdn.training import RECIPES
 
 SHIPPED = Path("data/shipped")
 WHOLE = "the whole recipe, from nothing"
 COLUMNS = ["method", "step", "minute", "validation PSNR (dB)"]
-PAPER = mdn.NetworkConfig(), mdn.TrainingConfig(batch=16, crop=128)
+PAPER = replace(RECIPES["paper"][0], gate="sigmoid"), replace(RECIPES["paper"][1], crop=128)  # PyTorch's has that gate
 SHARE = PAIRS.n_runs / (PAIRS.n_pairs + PAIRS.n_test)  # grown structures a pair
 
 

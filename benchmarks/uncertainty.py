@@ -5,8 +5,8 @@
                  of equally many passes; the error as it is, and less its mean over each grain
     familiarity  how often an image is called unlike the training data: images that should not be, and that should
 
-The map was chosen on validation pairs. The measure of familiarity was chosen among a dozen on the groups marked "seen";
-the others were first looked at here.
+The map was put together on validation pairs. The measure of familiarity was chosen among a dozen on the groups marked
+"seen"; the others were first looked at here.
 Writes benchmarks/results/uncertainty.json. `--quick` tries it on a few images and writes nothing.
 """
 
@@ -87,7 +87,7 @@ def ranking(denoiser: Denoiser, pairs: Pairs, chosen: np.ndarray, passes: int) -
         for (which, error), name in product(wrong.items(), METHODS):
             curves.setdefault((which, name), []).append(sparsification(error, maps[name]))
         told.append([float(np.sqrt((one**2).mean())) for one in (wrong["all"], maps[MAP], maps["symmetries"])])
-    wrong, mapped, turned = np.array(told).T
+    error_of, map_of, spread_of = np.array(told).T
     recipes = {"paper": ~pairs.varied[chosen], "varied": pairs.varied[chosen]}
     rows = []
     for (which, name), each in curves.items():
@@ -107,10 +107,10 @@ def ranking(denoiser: Denoiser, pairs: Pairs, chosen: np.ndarray, passes: int) -
         },
         "facts": {
             "gain of the mean of the symmetries over one pass, in dB": mean_interval(gains),
-            "root mean square of the error": float(wrong.mean()),
-            "of the map": float(mapped.mean()),
-            "of the symmetries' standard deviation": float(turned.mean()),
-            "Spearman, over images, of the map's and the error's": sparsification(wrong, mapped).spearman,
+            "root mean square of the error": float(error_of.mean()),
+            "root mean square of the map": float(map_of.mean()),
+            "root mean square of the symmetries' standard deviation": float(spread_of.mean()),
+            "Spearman, over images, of the map's and the error's": sparsification(error_of, map_of).spearman,
         },
     }
 

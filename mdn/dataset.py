@@ -507,7 +507,7 @@ def _less(config: DatasetConfig, recipe: PairConfig) -> PairConfig:
 
 
 def drawn_recipe(config: DatasetConfig, split: str, number: int) -> PairConfig:
-    """The recipe of a varied pair, drawn again.
+    """The recipe of a varied pair, drawn again; of no meaning for a pair that follows the paper's.
 
     Args:
         config: of the dataset, as of `made_with`.
@@ -519,6 +519,9 @@ def drawn_recipe(config: DatasetConfig, split: str, number: int) -> PairConfig:
 
 def made_with(path: str | Path) -> DatasetConfig:
     """The configuration that a dataset was made with.
+
+    Args:
+        path: of the dataset, as of `make_dataset`.
 
     Raises:
         ValueError: for a path that holds no dataset.

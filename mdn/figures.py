@@ -584,7 +584,7 @@ def plot_quality(
     fig.colorbar(drawn, ax=axes[2], label="grey (white − black = 1); brown: it was darker", **bar)
     top = float(np.nanpercentile(uncertainty, 99.5)) if np.isfinite(uncertainty).any() else 0.0
     drawn = _draw(axes[3], uncertainty, "uncertainty: where the network hesitates", cmap="viridis", vmax=max(top, 1e-6))
-    fig.colorbar(drawn, ax=axes[3], label="std (white − black = 1)", **bar)
+    fig.colorbar(drawn, ax=axes[3], label="grey (white − black = 1)", **bar)
     names = ("before and after", "before only", "after only")
     plot_boundaries(0.5 * after, boundaries_after, boundaries_before, names=names, ax=axes[4])
     axes[4].set_title("boundaries between the grains found")

@@ -87,7 +87,7 @@ def uncertainty_map(denoiser: Denoiser, image: ArrayLike, *, passes: int = 8) ->
 
 
 def hesitation(outputs: Float[np.ndarray, "n h w"]) -> Float[np.ndarray, "h w"]:
-    """What `uncertainty_map` makes of `restorations`."""
+    """`uncertainty_map` of `restorations` [N, H, W], turned back and in [0, 1]: float [H, W], in their unit."""
     mean, spread = outputs.mean(0), ndimage.gaussian_filter(outputs.std(0), NEIGHBOURHOOD)
     return np.sqrt(spread * np.sqrt(np.clip(mean * (1 - mean), 0, None)))
 

@@ -128,7 +128,7 @@ def micrographs(folder: Path) -> dict:
     """Denoise the micrographs beside the folder."""
     files, calls = batch.find_micrographs(folder.parent / "micrographs"), counted(batch, "denoise_file")
     denoiser = Denoiser(network(False))
-    records = list(batch.denoise_folder(denoiser, files, folder / "clean", key=jax.random.key(0), passes=2))
+    records = list(batch.denoise_folder(denoiser, files, folder / "clean", passes=2))
     return {"done": len(calls), "files": sorted(record["file"] for record in records)}
 
 

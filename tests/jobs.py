@@ -64,7 +64,7 @@ def batch(folder: Path) -> None:
     """As notebook 06: results and records, then table and report; the micrographs lie beside the folder."""
     denoiser = Denoiser(DenoisingNetwork(NETWORK, rngs=nnx.Rngs(0)))
     files = find_micrographs(folder.parent / "micrographs")
-    records = list(denoise_folder(denoiser, files, folder, um_per_px=0.5, key=jax.random.key(0), passes=2))
+    records = list(denoise_folder(denoiser, files, folder, um_per_px=0.5, passes=2))
     write_table(records, folder / "denoised.csv")
     write_report(records, folder / "report.html")
 
