@@ -444,6 +444,8 @@ def causes(rivals: dict) -> list[str]:
         "than what is removed.",
         "briefly trained": "Over DnCNN, both briefly trained: early in a training the network finds fewer twins, at a "
         "higher precision.",
+        "clean in": "Clean in: the network draws grooves and flattens grains as its training pairs have them; the "
+        "share of clean crops in training lessens that and does not end it.",
         "raw PSNR": "Raw PSNR: where a whole magnitude is swapped and the histogram matched, the input does not tell "
         f"the truth's greys. With gain and offset fitted, {both(ours, 'aligned PSNR')} dB instead of "
         f"{both(ours, 'raw PSNR')}.",
@@ -453,8 +455,6 @@ def causes(rivals: dict) -> list[str]:
         "fewer than the 50 grains that E112 asks of a field.",
         "scratch pixels": "Scratches: what lies under a deep scratch is not in the image; a broad one keeps a grey "
         "streak. What is also straight and thin, a twin, cannot always be told from it.",
-        "clean in": "Clean in: the network draws grooves and flattens grains as its training pairs have them; the "
-        "share of clean crops in training lessens that and does not end it.",
         "blank field": "Blank field: little in training is without grains, and what fills the grey range of a blank "
         "field can be taken for boundaries.",
         "": "Boundary F, recall and twins: thin and faint lamellae are smoothed away, since the least squared error of "

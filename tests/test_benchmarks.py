@@ -426,8 +426,9 @@ def test_card_tells_causes_of_what_is_missed_alone():
     text = "\n".join(shipped_weights.causes({"table": {"columns": columns, "rows": rows}, "targets": {"rows": missed}}))
     assert "- Scratches" in text and text.count("\n- ") == 1
     missed[1][3] = False
+    missed += [["clean in (paper), raw PSNR (dB)", "", 27.0, False, "set"]]
     text = "\n".join(shipped_weights.causes({"table": {"columns": columns, "rows": rows}, "targets": {"rows": missed}}))
-    assert "- Steel" in text and text.count("\n- ") == 2
+    assert "- Steel" in text and "- Clean in" in text and text.count("\n- ") == 3
 
 
 def test_card_tells_which_rivals_were_trained_as_long():
