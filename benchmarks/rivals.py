@@ -345,7 +345,7 @@ def prepare(directory: Path, sizes: Sizes, weights: dict[str, Path], seed: int =
     denoiser = mdn.load_denoiser(weights.get(NETWORK))
     models = {name: model(path) for name, path in weights.items() if name != NETWORK} | {NETWORK: denoiser.restore}
     validation, test = (mdn.load_pairs(directory / "pairs.zarr", split) for split in ("validation", "test"))
-    made_with, recipes, drawn = mdn.dataset.made_with(directory / "pairs.zarr"), {}, []
+    config, recipes, drawn = mdn.dataset.made_with(directory / "pairs.zarr"), {}, []
     for name, varied in (("paper", False), ("varied", True)):
         tuned, tested = (np.flatnonzero(pairs.varied == varied) for pairs in (validation, test))
         if len(tuned) and len(tested):
@@ -354,7 +354,7 @@ def prepare(directory: Path, sizes: Sizes, weights: dict[str, Path], seed: int =
             kept = Kept(directory / "rivals" / f"{name}-{len(pairs[0])}-{len(pairs[1])}.json", *pairs)
             recipes[name] = Recipe(name, *pairs, models, kept)
             if varied:
-                drawn = [mdn.dataset.drawn_recipe(made_with, "test", int(i)) for i in tested[: sizes.tested]]
+                drawn = [mdn.dataset.drawn_recipe(config, "test", int(i)) for i in tested[: sizes.tested]]
     return Bench(denoiser, recipes, sizes, jax.random.key(seed), drawn)
 
 

@@ -14,7 +14,7 @@ import json
 import os
 import platform
 import subprocess
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import jax
@@ -23,6 +23,7 @@ from flax import nnx
 
 import mdn
 from mdn import training
+from mdn.dataset import as_config
 from mdn.defects import KINDS
 from mdn.files import write_whole
 from mdn.inference import SHIPPED
@@ -568,12 +569,6 @@ def tried(trainings: list[dict]) -> list[str]:
         )
         lines.append(f"- `{one['command']}`, commit {one['commit']}, {one['steps']} steps, {one['hours']} h: {scores}.")
     return ["", "Trained as well and not shipped, by the rule of their commits:", "", *lines] * bool(lines)
-
-
-def as_config(kind: type, told: dict):
-    """A configuration from a file's header; what it has no field for is left out."""
-    names = {field.name for field in fields(kind)}
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in told.items() if k in names})
 
 
 def steps_kept(ablation: dict, network: mdn.NetworkConfig, recipe: mdn.TrainingConfig) -> list[str]:

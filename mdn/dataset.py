@@ -529,8 +529,13 @@ def made_with(path: str | Path) -> DatasetConfig:
     told = _open(path, "r").attrs.get("config")
     if told is None:
         raise ValueError(f"{path} holds no dataset; make it with mdn.make_dataset")
-    names = {field.name for field in fields(DatasetConfig)}
-    return DatasetConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in told.items() if k in names})
+    return as_config(DatasetConfig, told)
+
+
+def as_config(kind: type, told: dict):
+    """A configuration of that kind from the JSON that it was kept as; what it has no field for is left out."""
+    names = {field.name for field in fields(kind)}
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in told.items() if k in names})
 
 
 def _make(config: DatasetConfig, grains: Grains, references: tuple[References, References], *, key: Array) -> dict:
