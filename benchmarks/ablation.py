@@ -6,13 +6,14 @@ shipped was chosen by them, and the test pairs are left for the end. The annotat
 nothing. DnCNN gets the processor seconds that the first row took instead; it and the gate as printed, which does not
 learn at the sigmoid's rate, get the best of some rates, which the file names. The network is half as wide as the
 shipped one and the training short: the table says what each part is worth at this budget. Rows go to
-results/ablation.json one by one; their weights stay beside the pairs, where `benchmarks.rivals` finds those of the
-first three, which are trained again where they are gone.
+results/ablation.json one by one, from as many such commands at once as there are cores; their weights stay beside the
+pairs, where `benchmarks.rivals` finds those of the first three, which are trained again where they are gone.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import platform
@@ -39,6 +40,7 @@ from mdn.training import predict
 
 RESULTS = Path(__file__).parent / "results" / "ablation.json"
 SMALL = replace(PAIRS, n_pairs=375, n_test=0, n_runs=250)
+NARROW = replace(NETWORK, width=32)
 BUDGET = {"steps": 400, "crop": 96, "learning_rate": 2e-3, "evaluate_every": 400}
 KEPT = {"best": "network_short", "DnCNN": "DnCNN_short", "no attention": "no_attention_short"}
 RATES = (5e-4, 1e-3, 2e-3)  # of the rows that choose theirs
@@ -83,6 +85,9 @@ VARIANTS = {
     "none in space alone": Variant(without=("space alone",)),
     "no looks of etching": Variant(without=("looks",)),
     "full resolution, as wide for the same work": Variant({"scale": 1, "width": 16}),
+    "twice as wide": Variant({"width": 2 * NARROW.width}),
+    "no dropout": Variant({"dropout": 0.0}),
+    "half the rate": Variant(training={"learning_rate": BUDGET["learning_rate"] / 2}),
     "no symmetries": Variant(training={"symmetries": False}),
     "no clean crops": Variant(training={"clean_share": 0.0}),
     "more clean crops": Variant(training={"clean_share": 0.2}),
@@ -116,7 +121,7 @@ def train(variant: Variant, directory: Path, seed: int, seconds: float | None, w
         return train_dncnn(data, few, recipe, seconds, seed)
 
     def run(rate: float) -> tuple[float, nnx.Module, float, float]:
-        model = mdn.DenoisingNetwork(replace(NETWORK, **{"width": 32} | variant.network), rngs=nnx.Rngs(seed))
+        model = mdn.DenoisingNetwork(replace(NARROW, **variant.network), rngs=nnx.Rngs(seed))
         start, config = time.process_time(), replace(recipe, learning_rate=rate)
         history = mdn.fit(model, data, few, config=config, key=jax.random.key(seed), progress=False)
         return history.validation_psnr[-1], model, rate, time.process_time() - start
@@ -204,7 +209,7 @@ def table(kept: dict, variants: Iterable[str]) -> dict:
         row = [variant, len(runs)]
         row += [float(np.mean([run[c] for run in runs.values()])) for c in ("steps", "processor minutes")]
         row += [float(np.mean([metrics.mean_interval(scores(run, c)).mean for run in runs.values()])) for c in shown]
-        shared = [seed for seed in runs if seed in first]
+        shared = sorted(seed for seed in runs if seed in first)
         for kind, what in pairs:
             column = f"{kind}, {what}"
             each = [scores(runs[s], column) - scores(first[s], column) for s in shared]
@@ -227,18 +232,28 @@ def main() -> None:
     arguments = parser.parse_args()
     directory = arguments.directory
     directory.mkdir(parents=True, exist_ok=True)
-    held = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    setting = {"pairs": asdict(SMALL), "network": asdict(NETWORK), "recipe": asdict(replace(RECIPE, **BUDGET))}
+    setting = {"pairs": asdict(SMALL), "network": asdict(NARROW), "recipe": asdict(replace(RECIPE, **BUDGET))}
     setting = json.loads(json.dumps(setting | {"spread": SPREAD, "tuned": TUNED}))
-    if held.get("setting", setting) != setting:
-        print(f"*** {RESULTS} holds rows of another setting, which are left behind ***", file=sys.stderr)
-    kept = held.get("runs", {}) if held.get("setting") == setting else {}
+
+    def kept() -> dict:
+        held = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        if held.get("setting", setting) != setting:
+            print(f"*** {RESULTS} holds rows of another setting, which are left behind ***", file=sys.stderr)
+            return {}
+        return held.get("runs", {})
+
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
 
-    def keep() -> None:
+    def keep(name: str, seed: str, run: dict) -> None:
         machine = f"{platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__} on {jax.default_backend()}"
         told = {"command": "python -m benchmarks.ablation", "commit": commit, "machine": machine, "setting": setting}
-        write(RESULTS, json.dumps(rivals.plain({**told, **table(kept, VARIANTS), "runs": kept}), indent=1))
+        told |= {"variants": {variant: asdict(differs) for variant, differs in VARIANTS.items()}}
+        with open(directory / "results.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another such command may have added rows since
+            runs = kept()
+            runs.setdefault(name, {})[seed] = run
+            write(RESULTS, json.dumps(rivals.plain({**told, **table(runs, VARIANTS), "runs": runs}), indent=1))
+        print(name, seed, {c: round(float(np.nanmean(v)), 3) for c, v in run["scores"].items()}, flush=True)
 
     def weights_of(name: str, seed: str) -> Path:
         file = KEPT[name] if name in KEPT and seed == "0" else f"{name} {seed}"
@@ -247,29 +262,25 @@ def main() -> None:
     if arguments.rescore:
         for name, seed in product(arguments.only, map(str, range(arguments.seeds))):
             weights = weights_of(name, seed)
-            if seed in kept.get(name, {}) and weights.exists():
+            run = kept().get(name, {}).get(seed)
+            if run and weights.exists():
                 model = load_dncnn(weights) if VARIANTS[name].dncnn else mdn.load_denoiser(weights).network
-                kept[name][seed]["scores"] = score(model, directory)
-                keep()
-                print(name, seed, flush=True)
+                keep(name, seed, run | {"scores": score(model, directory)})
         return
     for seed, name in product(map(str, range(arguments.seeds)), arguments.only):
         weights = weights_of(name, seed)
-        done = kept.get(name, {}).get(seed)
+        done = kept().get(name, {}).get(seed)
         done = done and ("rate" in done or not VARIANTS[name].rated)  # of before, at the rate of the others
         if done and (name not in KEPT or seed != "0" or weights.exists()):
             continue
-        seconds = kept.get("best", {}).get(seed, {}).get("processor minutes", 0) * 60
+        seconds = kept().get("best", {}).get(seed, {}).get("processor minutes", 0) * 60
         if VARIANTS[name].dncnn and not seconds:
             raise SystemExit(f"DnCNN takes the time of the first row, of which there is none for seed {seed}")
         model, steps, rate, took = train(VARIANTS[name], directory, int(seed), seconds, arguments.workers)
         (save_dncnn if VARIANTS[name].dncnn else mdn.save_weights)(weights, model)
         run = {"commit": commit, "steps": steps, "rate": rate, "processor minutes": took / 60}
-        run["scores"] = score(model, directory)
-        kept.setdefault(name, {})[seed] = run
-        keep()
-        print(name, seed, {c: round(float(np.nanmean(v)), 3) for c, v in run["scores"].items()}, flush=True)
-    for row in table(kept, VARIANTS)["rows"]:
+        keep(name, seed, run | {"scores": score(model, directory)})
+    for row in table(kept(), VARIANTS)["rows"]:
         print(" | ".join(rivals.cell(v) for v in row))
 
 
