@@ -50,17 +50,23 @@ RIVALS = RESULTS.with_name("rivals.json")
 UNCERTAINTY = RESULTS.with_name("uncertainty.json")
 ABLATION = RESULTS.with_name("ablation.json")
 DNCNN = RESULTS.with_name("dncnn.json")
-STEPS = {  # of the recipe, and the row of the ablation that leaves it out or puts it in
-    "scale": "full resolution, as wide for the same work",
-    "schedule": "Adam at 1e-4, constant",
-    "symmetries": "no symmetries",
-    "clean_share": "no clean crops",
-    "dropout_until": "dropout to the end",
-    "edges": "edges in the loss",
-    "boundaries": "boundaries weigh more in the loss",
-    "average": "averaged weights",
-    "grey_jitter": "grey jitter",
-}
+STEPS = (  # of network and recipe, and the rows of the ablation that switch them
+    ("attention", "no attention"),
+    ("gate", "gate as printed (LeakyReLU)"),
+    ("scale", "full resolution, as wide for the same work"),
+    ("width", "twice as wide"),
+    ("dropout", "no dropout"),
+    ("dropout_until", "dropout to the end"),
+    ("schedule", "Adam at 1e-4, constant"),
+    ("learning_rate", "half the rate"),
+    ("symmetries", "no symmetries"),
+    ("clean_share", "no clean crops"),
+    ("clean_share", "more clean crops"),
+    ("edges", "edges in the loss"),
+    ("boundaries", "boundaries weigh more in the loss"),
+    ("average", "averaged weights"),
+    ("grey_jitter", "grey jitter"),
+)
 
 
 def export(
@@ -581,26 +587,35 @@ def steps_kept(ablation: dict, network: mdn.NetworkConfig, recipe: mdn.TrainingC
     def cells(variant: str, names: list[str]) -> list:
         return [rows[variant][of.index(name)] for name in names]
 
-    better: dict[bool, list[str]] = {True: [], False: []}
-    plain = {**asdict(mdn.TrainingConfig()), "scale": mdn.NetworkConfig().scale, "symmetries": False}
-    for step, variant in STEPS.items():
+    as_the_row: dict[bool, list[str]] = {True: [], False: []}
+    for step, variant in STEPS:
         if variant in rows:
-            value = getattr(network if step == "scale" else recipe, step)
-            lines.append([f"`{step}`", f"`{value}`", variant, *cells(variant, [*gaps, "seeds"])])
+            config, part, base = (
+                (network, "network", "network") if hasattr(network, step) else (recipe, "training", "recipe")
+            )
+            value, row, first = (
+                getattr(config, step),
+                ablation["variants"][variant][part][step],
+                ablation["setting"][base][step],
+            )
+            lines.append(
+                [f"`{step}`", f"`{first}`", f"`{row}`", f"`{value}`", variant, *cells(variant, [*gaps, "seeds"])]
+            )
             where = [name for name, gap in zip(gaps, cells(variant, gaps), strict=True) if (gap[1] or 0) > 0]
-            better[value != plain[step]] += [f"{variant} ({'; '.join(where)})"] * bool(where)
+            nearer = value == row if isinstance(row, str) else abs(value - row) < abs(value - first)
+            as_the_row[nearer] += [f"{variant} ({'; '.join(where)})"] * bool(where)
     parts = [[variant, *cells(variant, [*gaps, "seeds"])] for variant in PARTS if variant in rows]
     if not lines:
         return ["What each step of the recipe is worth is not measured here: `python -m benchmarks.ablation`.", ""]
     return [
         "Steps of the recipe one by one, early in the training of a smaller network (how: the ablation), on validation",
-        "pairs, as gaps of the row's variant to the recipe (*clean in*: a truth to itself; the steel, annotated, chose",
+        "pairs, as gaps to the ablation's first row (*clean in*: a truth to itself; the steel, annotated, chose",
         "nothing):",
         "",
-        *markdown(["step", "in the last training", "variant", *gaps, "seeds"], lines, 3),
+        *markdown(["step", "first row", "this row", "last training", "variant", *gaps, "seeds"], lines, 3),
         "",
-        f"In the last training, though a row without it gains somewhere: {', '.join(better[True]) or 'nothing'}.",
-        f"Not in the last training, though a row with it gains somewhere: {', '.join(better[False]) or 'nothing'}.",
+        f"The last training is as the row, or nearer to it, which gains: {', '.join(as_the_row[True]) or 'none'}.",
+        f"It is not, though the row gains: {', '.join(as_the_row[False]) or 'none'}.",
         "",
         "Parts of the pairs, left out or put in:",
         "",

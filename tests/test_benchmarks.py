@@ -2,7 +2,7 @@
 
 import importlib.util
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import jax
@@ -492,20 +492,23 @@ def test_card_tells_what_each_step_is_worth_and_whether_it_is_taken(written):
         return {"steps": 5, "processor minutes": 2.0, "scores": {c: [20.0 + better, 21.0 + better] for c in columns}}
 
     gains = {"best": (0.0, 0.0, 0.0), "no symmetries": (-0.2, -0.4, -0.3, 9.0)}
-    gains |= {"no clean crops": (0.5, 0.5, 0.5), "averaged weights": (0.6, 0.6, 0.6)}
+    gains |= dict.fromkeys(("no clean crops", "averaged weights", "twice as wide"), (0.6, 0.6, 0.6))
     runs = {name: {str(seed): run(gain) for seed, gain in enumerate(each)} for name, each in gains.items()}
     table = ablation.table(runs, ablation.VARIANTS)
-    row = dict(zip(table["columns"], table["rows"][1], strict=True))
+    table["setting"] = {"network": asdict(ablation.NARROW), "recipe": asdict(shipped_weights.RECIPE)}
+    table["variants"] = {name: asdict(ablation.VARIANTS[name]) for name in runs}
+    row = next(row for row in table["rows"] if row[0] == "no symmetries")
+    row = dict(zip(table["columns"], row, strict=True))
     mean, low, high = row["paper, aligned gap (dB)"]
     assert mean == pytest.approx(-0.3) and row["seeds"] == 4  # of seeds that both have
     assert 0.4 < high - low < 0.6  # seeds differ, if images do not
     assert row["varied, aligned gap (dB), by seed"] == "-0.200, -0.400, -0.300"
     text = written(measured()["rivals"], ablation=table)
     taken = shipped_weights.RECIPE.symmetries
-    assert f"| `symmetries` | `{taken}` | no symmetries |{' -0.300 ± 0.248 |' * 9} 4 |" in text
-    taken, left = (text.partition(f"{which} the last training, though")[2] for which in ("In", "Not in"))
-    assert "gains somewhere: no clean crops (paper, aligned" in taken.partition("\n")[0]
-    assert "gains somewhere: averaged weights (paper, aligned" in left.partition("\n")[0]
+    assert f"| `symmetries` | `{taken}` | `False` | `{taken}` | no symmetries |{' -0.300 ± 0.248 |' * 9} 4 |" in text
+    same, other = (text.partition(f"{whether}, ")[2].partition("\n")[0] for whether in ("is as the row", "It is not"))
+    assert "which gains: twice as wide (paper, aligned" in same
+    assert "row gains: no clean crops (paper, aligned" in other and "averaged weights (paper" in other
     assert "python -m benchmarks.ablation`" in written({})
 
 
