@@ -7,6 +7,8 @@
     steel          the annotated steel, as it is and with defects added, at three magnifications
     magnification  the table's columns on the varied test pairs, by the size of their grains
     looks          the same by how their boundaries are etched, and by the contrast of their grains
+    hard_pair      twins away from grain boundaries, which a line of these would find as well, by width and contrast;
+                   scratches, and what is none; the grain size number as E112 counts, of what a user can segment
     targets        what was to be reached, one by one, from the parts above
     seconds        of each method for a megapixel; only when named, on a machine that does nothing else
 
@@ -74,6 +76,7 @@ from mdn.synthesis import LOOKS, PairConfig, mounted
 
 RESULTS = Path(__file__).parent / "results" / "rivals.json"
 NETWORK, NOISY, TRUTH, CHANCE = "network", "noisy", "truth", "chance"
+GRAINS = "grain boundaries alone"
 SHORT = ("network, short", "no attention, short", "DnCNN, short")  # trained briefly by benchmarks.ablation
 LONG = ("network, from nothing", "DnCNN, as long")  # trained for equal time by benchmarks.dncnn
 EVERYWHERE = {"speckle", "illumination", "noise", "jpeg", "mottle"}  # kinds that have no inside and no outside
@@ -96,6 +99,8 @@ RIM = (2, 4)  # px off a pit or a pore
 FACTORS = (1, 2, 4)  # of the steel's magnification, downwards
 DIAMETERS = (0, 15, 25, 50, math.inf)  # px, edges of the bins
 FAINT = 0.15  # of the range of grain greys
+APART = 3  # px between a twin and a line that is none: as far as the detector's lines may be off
+WIDTHS, CONTRASTS = (0, 6, 12, math.inf), (0, 0.05, 0.15, 1)  # of twins, in px and in greys of the truth: edges of bins
 RESCALED = ((0.5, 0.25), (0.3, 0.05), (0.8, 0.1))  # gain and offset that clip nothing
 SEAM = 16  # px beside the grains that do not count as blank
 TO_ITSELF = {f"{column} to untouched": column for column in ("raw PSNR", "aligned PSNR", "matched PSNR", "SSIM")}
@@ -331,6 +336,11 @@ class Bench:
         return list(self.recipes.values())[-1]
 
     @cached_property
+    def lines(self) -> np.ndarray:
+        """Grain boundaries of the truths, without twins: what corrosion follows."""
+        return np.stack([label_boundaries(labels, periodic=True) for labels in self.truths.labels])
+
+    @cached_property
     def truths(self) -> Pairs:
         """Some test pairs, spread over all of them."""
         halves = [recipe.test for recipe in self.recipes.values()]
@@ -377,7 +387,7 @@ def table(bench: Bench) -> Table:
         columns = list(scores[NOISY])
         n = len(recipe.test)
         rows += [[recipe.name, n, name, *(mean_interval(s[c]) for c in columns)] for name, s in scores.items()]
-        rows.append([recipe.name, n, CHANCE, *chance_row(recipe.test.boundaries, columns)])
+        rows.append([recipe.name, n, CHANCE, *chance_row(recipe.test.boundaries, columns, recipe.test.twin_boundaries)])
         hardest = {c: hardest_filter(recipe, c) for c in columns}
         best[recipe.name] = hardest
         rivals = {NOISY: dict.fromkeys(columns, NOISY), "best filter": hardest}
@@ -401,19 +411,20 @@ def table(bench: Bench) -> Table:
     }
 
 
-def chance(boundaries: np.ndarray) -> dict[str, float]:
+def chance(boundaries: np.ndarray, twins: np.ndarray | None = None) -> dict[str, float]:
     """What lines as dense as the true ones reach that know nothing of these: the same, shifted by half the field.
 
     Where grains are few pixels wide, a line lies within the tolerance wherever it is.
     """
     shifted = np.roll(boundaries, [n // 2 for n in boundaries.shape], (0, 1))
     shape = boundary_score(shifted, boundaries)
-    return {"boundary F": shape.f, "precision": shape.precision, "recall": shape.recall}
+    found = {"boundary F": shape.f, "precision": shape.precision, "recall": shape.recall}
+    return found if twins is None else found | {"twin recall": boundary_recall(shifted, twins)}
 
 
-def chance_row(boundaries: Iterable[np.ndarray], columns: Iterable[str]) -> list:
+def chance_row(boundaries: np.ndarray, columns: Iterable[str], twins: np.ndarray | None = None) -> list:
     """Mean and interval of each column by chance; gaps where it is not defined."""
-    each = [chance(one) for one in boundaries]
+    each = [chance(*one) for one in zip(boundaries, *([] if twins is None else [twins]), strict=True)]
     return [mean_interval([found.get(c, math.nan) for found in each]) for c in columns]
 
 
@@ -430,7 +441,7 @@ def removal(bench: Bench) -> Table:
     recipe, pairs = bench.general, bench.truths
     methods = recipe.compared()
     thresholds = {name: recipe.threshold(name) for name in methods}
-    arguments = methods, thresholds, pairs.clean, pairs.boundaries, pairs.twin_boundaries
+    arguments = methods, thresholds, pairs.clean, bench.lines, pairs.twin_boundaries
     found = score_removal(*arguments, key=bench.key, strengths=STRENGTHS)
     found += score_removal(*arguments, key=bench.key, kinds=SCRATCHES[:1], strengths=(0.0,))
     groups = {}
@@ -508,7 +519,7 @@ def rims(bench: Bench) -> dict[tuple[str, str], list[float]]:
     recipe, found = bench.general, {}
     for kind, i in product(("etch_pit", "pore"), range(len(bench.truths))):
         clean, key = bench.truths.clean[i], jax.random.fold_in(jax.random.fold_in(bench.key, KINDS.index(kind)), i)
-        image, visible = one_defect(clean, bench.truths.boundaries[i], kind, STRENGTHS[-1], key=key)
+        image, visible = one_defect(clean, bench.lines[i], kind, STRENGTHS[-1], key=key)
         if visible.any():
             far = ndimage.distance_transform_edt(~visible)
             rim, truth = (RIM[0] <= far) & (far <= RIM[1]), clean.astype(float)
@@ -570,7 +581,7 @@ def steel(bench: Bench) -> Table:
                 for name, s in each.items()
             ]
         columns = next(iter(each.values()))[0]
-        rows.append([factor, 0.0, CHANCE, 1, *chance_row([edges], columns)])
+        rows.append([factor, 0.0, CHANCE, 1, *chance_row(edges[None], columns)])
     columns = ["smaller by", "strength", "method", "draws", *columns, "lost F regained"]
     f = columns.index("boundary F")
     clean = {(row[0], row[2]): row[f].mean for row in rows if not row[1]}
@@ -617,7 +628,8 @@ def grouped(recipe: Recipe, inside: np.ndarray) -> Rows:
     """Number, method and the columns of the table, on some of a recipe's test pairs."""
     columns, n = list(recipe.scores(NOISY)), int(inside.sum())
     rows = [[n, name, *(mean_interval(recipe.scores(name)[c][inside]) for c in columns)] for name in recipe.compared()]
-    return [*rows, [n, CHANCE, *chance_row(recipe.test.boundaries[inside], columns)]]
+    by_chance = chance_row(recipe.test.boundaries[inside], columns, recipe.test.twin_boundaries[inside])
+    return [*rows, [n, CHANCE, *by_chance]]
 
 
 def magnification(bench: Bench) -> Table:
@@ -644,6 +656,72 @@ def looks(bench: Bench) -> Table:
     return {"columns": ["recipes with", "n", "method", *recipe.scores(NOISY)], "rows": rows}
 
 
+def hard_pair(bench: Bench) -> Table:
+    """Twins and scratches, both straight lines: what is found of the one, and restored of the other, and beside it.
+
+    Twins count where they are more than `APART` px from a grain boundary, by their width and contrast too; *grain
+    boundaries alone* are what the true ones of the grains, and no twin, would reach of all. Scratches beside all else
+    on the same pairs. The grain size number is that of the segmented grains against the truth without twins.
+    """
+    rows, columns = [], []
+    for recipe in bench.recipes.values():
+        test, long = recipe.test, [name for name in LONG if name in recipe.models]
+        lines = [label_boundaries(labels, periodic=True) for labels in test.labels]
+        of = [twin_pixels(test, i, lines[i]) for i in range(len(test))]
+        for name in (NOISY, recipe.best, *long, NETWORK, TRUTH, GRAINS):
+            alone = name == GRAINS
+            outputs = [None] * len(test) if alone else recipe.outputs(name, test)
+            found = [
+                hard(outputs[i], test, i, of[i], lines[i], lines[i] if alone else recipe.threshold(name))
+                for i in range(len(test))
+            ]
+            columns = list(found[0])
+            rows.append([recipe.name, len(test), name, *(mean_interval([one[c] for one in found]) for c in columns)])
+    return {"columns": ["pairs", "n", "method", *columns], "rows": rows}
+
+
+def twin_pixels(pairs: Pairs, i: int, lines: np.ndarray) -> dict[str, np.ndarray]:
+    """Masks [H, W] of the i-th pair's twin boundaries: all, those apart from its grain boundaries `lines`, and of
+    these the ones of a width and of a contrast. The width is twice the largest distance to the rim within the thinner
+    of the two sides, the contrast the difference of their median greys in the truth.
+    """
+    twins, regions = pairs.twin_boundaries[i], connected(pairs.regions[i], background=-1, connectivity=1)
+    names = np.arange(regions.max() + 1)
+    rim = ndimage.distance_transform_edt(~label_boundaries(regions, periodic=True))
+    width, grey = 2 * ndimage.maximum(rim, regions, names), ndimage.median(pairs.clean[i], regions, names)
+    thinner = ndimage.minimum_filter(width[regions], 3)
+    contrast = ndimage.maximum_filter(grey[regions], 3) - ndimage.minimum_filter(grey[regions], 3)
+    apart = twins & (ndimage.distance_transform_edt(~lines) > APART if lines.any() else True)
+    masks = {"twins found": twins, "apart": apart}
+    for values, bins, unit in ((thinner, WIDTHS, " px wide"), (contrast, CONTRASTS, " of contrast")):
+        for low, high in pairwise(bins):
+            told = f"from {low:g}" if math.isinf(high) else f"{low:g} to {high:g}"
+            masks[f"apart, {told}{unit}"] = apart & (low <= values) & (values < high)
+    return masks
+
+
+def hard(output: np.ndarray | None, pairs: Pairs, i: int, twins: dict, lines: np.ndarray, how) -> dict[str, float]:
+    """The columns of `hard_pair` for one output on the i-th pair, or of lines alone.
+
+    twins: as of `twin_pixels`; lines: the pair's grain boundaries; how: the detector's threshold, or lines that stand
+    for what it found.
+    """
+    found = how if output is None else detect_boundaries(output, how)
+    near = ndimage.distance_transform_edt(~found) <= APART if found.any() else np.zeros(found.shape, bool)
+    recall = {name: float(near[mask].mean()) if mask.any() else math.nan for name, mask in twins.items()}
+    told = dict.fromkeys(("on scratches, raw", "on scratches", "off scratches, raw", "off scratches"), math.nan)
+    told |= {"G too high": math.nan, "G within 0.25 of E112's": math.nan}
+    if output is not None:
+        clean, scratches = pairs.clean[i].astype(float), pairs.defects[i] & bits(SCRATCHES) > 0
+        for what, image in ((", raw", output), ("", align(output, clean))):
+            told[f"on scratches{what}"] = restored_share(image, clean, scratches)
+            told[f"off scratches{what}"] = restored_share(image, clean, ~scratches) if scratches.any() else math.nan
+        parents = connected(pairs.labels[i], background=-1, connectivity=1)
+        off = astm(mdn.segment_grains(output, how)) - astm(parents)
+        told |= {"G too high": off, "G within 0.25 of E112's": float(abs(off) <= 0.25)}
+    return recall | told
+
+
 def seconds(bench: Bench) -> Table:
     """Seconds a megapixel of every method of the table, on four noisy test pairs side by side: the faster of two calls
     after the first, which compiles.
@@ -664,7 +742,7 @@ def seconds(bench: Bench) -> Table:
 
 
 PARTS: dict[str, Callable[[Bench], Table]] = {
-    p.__name__: p for p in (table, removal, controls, steel, magnification, looks)
+    p.__name__: p for p in (table, removal, controls, steel, magnification, looks, hard_pair)
 }
 
 
@@ -677,11 +755,14 @@ def targets(parts: dict[str, Table]) -> Table:
     """Each target, met or missed, and beside it what else there is to tell; those without their part are left out."""
     rows: list[list] = []
 
-    def reach(name: str, at_least: float, value: float | None, *, strictly: bool = False, beside: bool = False) -> None:
-        value = math.nan if value is None else value
-        met = value > at_least if strictly else value >= at_least
+    def reach(name: str, at_least: float, value, *, strictly: bool = False, beside: bool = False) -> None:
+        """value: a number, or a mean and its interval, of which the mean is held to the target."""
+        found = value[0] if isinstance(value, list | tuple) else value
+        found = math.nan if found is None else float(found)
+        met = found > at_least if strictly else found >= at_least
         wanted = f"{'above' if strictly else 'at least'} {at_least:g}"
-        rows.append([name, wanted, float(value), bool(met), BESIDE if beside else SET])
+        told = list(value) if isinstance(value, list | tuple) else found
+        rows.append([name, wanted, told, bool(met), BESIDE if beside else SET])
 
     def at_most(name: str, most: float, value: float) -> None:
         rows.append([name, f"at most {most:.2g}", value, value <= most, SET])
@@ -694,9 +775,9 @@ def targets(parts: dict[str, Table]) -> Table:
     for recipe in dict.fromkeys(row[0] for row in found["rows"]):
         noisy, best = gains[recipe, "network - noisy"], gains[recipe, "network - best filter"]
         over_noisy, over_best, aligned, f = rates[recipe]
-        reach(f"{recipe}: raw PSNR over noisy (dB)", over_noisy, noisy[column["raw PSNR"]][0])
-        reach(f"{recipe}: raw PSNR over the best filter (dB)", over_best, best[column["raw PSNR"]][0])
-        reach(f"{recipe}: aligned PSNR over the best filter (dB)", aligned, best[column["aligned PSNR"]][0])
+        reach(f"{recipe}: raw PSNR over noisy (dB)", over_noisy, noisy[column["raw PSNR"]])
+        reach(f"{recipe}: raw PSNR over the best filter (dB)", over_best, best[column["raw PSNR"]])
+        reach(f"{recipe}: aligned PSNR over the best filter (dB)", aligned, best[column["aligned PSNR"]])
         long, short = (gains.get((recipe, f"{names[0]} - {names[-1]}")) for names in (LONG, SHORT))
         for over, told in ((long, "both from nothing for equal time"), (short, "both briefly trained")):
             for name in ("raw PSNR", "aligned PSNR", "boundary F") if over else ():
@@ -704,24 +785,37 @@ def targets(parts: dict[str, Table]) -> Table:
                 reach(wanted, 0, over[column[name]][1], strictly=True, beside=bool(long) and over is short)
         for name in ("boundary F", "precision"):
             reach(f"{recipe}: {name} over noisy (low end)", 0, noisy[column[name]][1], strictly=True)
-        reach(f"{recipe}: recall over noisy", 0, noisy[column["recall"]][0])
+        reach(f"{recipe}: recall over noisy", 0, noisy[column["recall"]])
         network = means[recipe, NETWORK]
-        reach(f"{recipe}: boundary F", f, network[column["boundary F"]][0])
+        reach(f"{recipe}: boundary F", f, network[column["boundary F"]])
         if recipe == "paper":
             told = "paper: share of pairs with G within 0.25 of the "
-            reach(f"{told}truth", 0.9, network[column["G within 0.25"]][0])
-            joined = network[column["G within 0.25, twins left out"]][0]
+            reach(f"{told}truth", 0.9, network[column["G within 0.25"]])
+            joined = network[column["G within 0.25, twins left out"]]
             reach(f"{told}truth, its twins left out by the truth", 0.9, joined, beside=True)
-            within = network[column["G within 0.25 of clean"]][0]
+            within = network[column["G within 0.25 of clean"]]
             reach(f"{told}clean image's, segmented alike", 0.9, within, beside=True)
-        reach(f"{recipe}: scratch pixels restored, raw", 0.8, network[column["scratches restored, raw"]][0])
-        aligned = network[column["scratches restored"]][0]
+        reach(f"{recipe}: scratch pixels restored, raw", 0.8, network[column["scratches restored, raw"]])
+        aligned = network[column["scratches restored"]]
         reach(f"{recipe}: scratch pixels restored, aligned", 0.8, aligned, beside=True)
-        twins, findable = (means[recipe, name][column["twin recall"]][0] for name in (NETWORK, TRUTH))
-        reach(f"{recipe}: twin boundary length found", 0.85, twins)
+        reach(f"{recipe}: twin boundary length found", 0.85, network[column["twin recall"]])
+    hard_found = parts.get("hard_pair", {"columns": [], "rows": []})
+    of = {name: place for place, name in enumerate(hard_found["columns"])}
+    hard_rows = {(row[0], row[2]): row for row in hard_found["rows"]}
+    for recipe in dict.fromkeys(row[0] for row in hard_found["rows"]):
+        network, truth = hard_rows[recipe, NETWORK], hard_rows[recipe, TRUTH]
+        told = f"{recipe}: twin boundary length found, more than {APART} px from grain boundaries"
+        reach(told, 0.85, network[of["apart"]])
+        twins, findable = (row[of["apart"]][0] for row in (network, truth))
         if twins and findable:
-            told = f"{recipe}: twin boundary length found, of what is found on the truth"
-            reach(told, 0.85, twins / findable, beside=True)
+            reach(f"{told}, of what is found on the truth", 0.85, twins / findable, beside=True)
+        reach(f"{recipe}: pixels beside scratches within 0.1 of the truth, raw", 0.8, network[of["off scratches, raw"]],
+              beside=True)  # fmt: skip
+        if recipe == "paper":
+            told = "paper: share of pairs with G within 0.25 of E112's, which counts no twins"
+            reach(told, 0.9, network[of["G within 0.25 of E112's"]])
+            on_truth = truth[of["G within 0.25 of E112's"]]
+            reach(f"{told}, on the clean image", 0.9, on_truth, beside=True)
     steel_found = parts.get("steel", {"columns": [], "rows": []})
     of = {name: place for place, name in enumerate(steel_found["columns"])}
     steel_rows = {tuple(row[:3]): row for row in steel_found["rows"]}
@@ -739,7 +833,7 @@ def targets(parts: dict[str, Table]) -> Table:
     singles: dict[str, float] = {}
     for name, method, value in parts.get("controls", {"rows": []})["rows"]:
         if name.startswith("clean in") and "aligned" not in name:
-            reach(f"{name} (dB)", 32, value[0], beside="matched" in name)
+            reach(f"{name} (dB)", 32, value, beside="matched" in name)
         if method == NETWORK and name.startswith("boundary on a blank field"):
             if name.endswith((" defect", "all kinds")):
                 at_most(f"{name}: share of pixels", 0, value[0])

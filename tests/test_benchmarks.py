@@ -115,6 +115,7 @@ def test_the_better_method_stands_out_in_the_table(bench, capsys):
     assert rows["paper", "chance"][column["boundary F"]][0] < 0.6 and np.isnan(
         rows["paper", "chance"][column["SSIM"]][0]
     )
+    assert 0 < rows["paper", "chance"][column["twin recall"]][0] < rows["paper", "truth"][column["twin recall"]][0]
     assert {row[0] for row in table["rows"]} == {"paper", "varied"} and all(row[1] == 3 for row in table["rows"])
     for recipe in ("paper", "varied"):
         noisy, network, truth = (rows[recipe, name] for name in ("noisy", "network", "truth"))
@@ -172,6 +173,14 @@ def test_other_parts_tell_what_was_done(bench, monkeypatch):
         other.setattr(bench.general, "compared", lambda: {"plain": lambda x: x, "halo": halo})
         rims = {method: np.mean(shares) for (kind, method), shares in rivals.rims(bench).items() if kind == "pore"}
     assert rims["halo"] < 0.6 < rims["plain"]
+    pair = rivals.hard_pair(bench)
+    of = {name: place for place, name in enumerate(pair["columns"])}
+    hard = {row[2]: {name: row[place][0] for name, place in of.items() if place > 2} for row in pair["rows"]}
+    assert hard["grain boundaries alone"]["twins found"] > 0 == hard["grain boundaries alone"]["apart"]
+    assert hard["truth"]["apart"] > 0.95 and np.isnan(hard["truth"]["apart, 0 to 6 px wide"])
+    assert hard["truth"]["apart, from 12 px wide"] == hard["truth"]["apart"]  # half a square of 32 px each
+    assert hard["network"]["on scratches"] == 1 > hard["noisy"]["off scratches"] > hard["noisy"]["on scratches"]
+    assert abs(hard["truth"]["G too high"]) > 0.1  # a user's segmentation tells no twin from a grain
     timed = rivals.seconds(bench)["rows"]
     assert [row[0] for row in timed] == list(bench.general.methods) and all(row[1] > 0 for row in timed)
     patched = [value for name, value in values.items() if name.startswith("a black patch")]
@@ -225,15 +234,23 @@ def test_targets_are_met_or_missed():
         rows = [[*row[:5], [0.95 if verdict else 0.5] * 3, *row[6:]] for row in rows]
         found = rivals.targets({"table": {"columns": columns, "rows": rows, "differences": gains}})
         met = {row[0]: row[3] for row in found["rows"]}
-        assert len(met) == 17
-        assert {name for name, value in met.items() if value != verdict} <= {
-            "paper: recall over noisy", "paper: twin boundary length found, of what is found on the truth",
-        }  # fmt: skip
+        assert len(met) == 16
+        assert {name for name, value in met.items() if value != verdict} <= {"paper: recall over noisy"}
+        told = {row[0]: row[2] for row in found["rows"]}
+        assert told["paper: raw PSNR over noisy (dB)"] == values[0]  # its interval too
         gains += [["paper", 9, "network, from nothing - DnCNN, as long", *values]]
         both = rivals.targets({"table": {"columns": columns, "rows": rows, "differences": gains}})["rows"]
         over = {row[0]: row[3:] for row in both if "over DnCNN" in row[0]}
         assert len(over) == 6 and all((own == "set") == ("equal time" in name) for name, (_, own) in over.items())
         assert all(met == verdict for name, (met, _) in over.items())
+    columns = ["pairs", "n", "method", "apart", "off scratches, raw", "G within 0.25 of E112's"]
+    rows = [["paper", 9, name, *([each] * 3 for each in (share, 0.7, 0.9))]
+            for name, share in (("network", 0.6), ("truth", 0.7))]  # fmt: skip
+    rows = rivals.targets({"hard_pair": {"columns": columns, "rows": rows}})["rows"]
+    assert [row[3:] for row in rows] == [
+        [False, "set"], [True, "beside"], [False, "beside"], [True, "set"], [True, "beside"]
+    ]  # fmt: skip
+    assert rows[1][2] == pytest.approx(6 / 7)
     steel = [[1, 0.0, "noisy", 1, [0.9, None, None], None], [1, 0.0, "network", 1, [0.8, None, None], None]]
     steel += [[1, 0.6, "noisy", 3, [0.7, 0.6, 0.8], 0.0], [1, 0.6, "network", 3, [0.8, 0.7, 0.9], 0.5]]
     columns = ["smaller by", "strength", "method", "draws", "boundary F", "lost F regained"]
