@@ -119,7 +119,9 @@ def set_table(denoiser: Denoiser, maps: list[AttentionMaps], pairs: Pairs, chose
 
 
 def silencing_table(denoiser: Denoiser, pairs: Pairs, chosen: np.ndarray) -> tuple[Table, dict[str, np.ndarray]]:
-    """The channels that are missed most and least, from the mean over images; all of them as fields."""
+    """The channels that are missed most and least, by the mean over images, which they are told of as well: of so many
+    channels the largest loss is in part luck. All of them as fields.
+    """
     found, arrays = [], (pairs.noisy, pairs.clean, pairs.defects, pairs.boundaries)
     for i in chosen:
         noisy, clean, bits, edges = (array[i, :CROP, :CROP] for array in arrays)
@@ -133,7 +135,9 @@ def silencing_table(denoiser: Denoiser, pairs: Pairs, chosen: np.ndarray) -> tup
     rows = []
     for missed, place in told:
         block, channel = divmod(int(place), fields["PSNR lost"].shape[1])
-        rows.append([missed, block + 1, channel + 1, *(float(field[block, channel]) for field in fields.values())])
+        lost = mean_interval([one.psnr_drop[block, channel] for one in found])
+        changed = [float(field[block, channel]) for field in list(fields.values())[1:]]
+        rows.append([missed, block + 1, channel + 1, lost, *changed])
     columns = ["missed", "block", "channel", "PSNR lost (dB)", *(f"change, {name}" for name in found[0].change)]
     return {"columns": columns, "rows": rows}, fields
 

@@ -99,6 +99,7 @@ RIM = (2, 4)  # px off a pit or a pore
 FACTORS = (1, 2, 4)  # of the steel's magnification, downwards
 DIAMETERS = (0, 15, 25, 50, math.inf)  # px, edges of the bins
 FAINT = 0.15  # of the range of grain greys
+ENOUGH = 50  # grains in a field, of E112
 APART = 3  # px between a twin and a line that is none: as far as the detector's lines may be off
 WIDTHS, CONTRASTS = (0, 6, 12, math.inf), (0, 0.05, 0.15, 1)  # of twins, in px and in greys of the truth: edges of bins
 RESCALED = ((0.5, 0.25), (0.3, 0.05), (0.8, 0.1))  # gain and offset that clip nothing
@@ -710,7 +711,7 @@ def hard(output: np.ndarray | None, pairs: Pairs, i: int, twins: dict, lines: np
     near = ndimage.distance_transform_edt(~found) <= APART if found.any() else np.zeros(found.shape, bool)
     recall = {name: float(near[mask].mean()) if mask.any() else math.nan for name, mask in twins.items()}
     told = dict.fromkeys(("on scratches, raw", "on scratches", "off scratches, raw", "off scratches"), math.nan)
-    told |= {"G too high": math.nan, "G within 0.25 of E112's": math.nan}
+    told |= dict.fromkeys(("G too high", "G within 0.25 of E112's", f"fewer than {ENOUGH} grains"), math.nan)
     if output is not None:
         clean, scratches = pairs.clean[i].astype(float), pairs.defects[i] & bits(SCRATCHES) > 0
         for what, image in ((", raw", output), ("", align(output, clean))):
@@ -719,6 +720,7 @@ def hard(output: np.ndarray | None, pairs: Pairs, i: int, twins: dict, lines: np
         parents = connected(pairs.labels[i], background=-1, connectivity=1)
         off = astm(mdn.segment_grains(output, how)) - astm(parents)
         told |= {"G too high": off, "G within 0.25 of E112's": float(abs(off) <= 0.25)}
+        told[f"fewer than {ENOUGH} grains"] = float(parents.max() < ENOUGH)
     return recall | told
 
 

@@ -89,10 +89,11 @@ def ranking(denoiser: Denoiser, pairs: Pairs, chosen: np.ndarray, passes: int) -
         told.append([float(np.sqrt((one**2).mean())) for one in (wrong["all"], maps[MAP], maps["symmetries"])])
     error_of, map_of, spread_of = np.array(told).T
     recipes = {"paper": ~pairs.varied[chosen], "varied": pairs.varied[chosen]}
-    rows = []
+    rows, drawn = [], {}
     for (which, name), each in curves.items():
         for recipe, mask in recipes.items():
             kept = [curve for curve, take in zip(each, mask, strict=True) if take]
+            drawn.setdefault(which, {}).setdefault(recipe, {})[name] = averaged(kept)
             left = [
                 np.mean([c.left[np.searchsorted(c.removed, share)] / c.random[0] for c in kept]) for share in (0.1, 0.5)
             ]
@@ -102,9 +103,7 @@ def ranking(denoiser: Denoiser, pairs: Pairs, chosen: np.ndarray, passes: int) -
         "columns": ["pairs", "n", "error", "uncertainty", "AUSE", "Spearman", "left without 10 %", "left without 50 %"],
         "rows": rows,
         "passes": passes,
-        "curves": {
-            which: {name: averaged(curves[which, name]) for name in METHODS} for which in ("all", "within grains")
-        },
+        "curves": drawn,
         "facts": {
             "gain of the mean of the symmetries over one pass, in dB": mean_interval(gains),
             "root mean square of the error": float(error_of.mean()),
@@ -117,7 +116,7 @@ def ranking(denoiser: Denoiser, pairs: Pairs, chosen: np.ndarray, passes: int) -
 
 def averaged(curves: list[Sparsification]) -> dict[str, list[float]]:
     """Mean over images of each curve over its own start."""
-    mean = {name: np.mean([getattr(c, name) / c.random[0] for c in curves], 0) for name in ("left", "oracle")}
+    mean = {name: np.mean([getattr(c, name) / c.random[0] for c in curves], 0) for name in ("left", "oracle", "random")}
     return {"removed": curves[0].removed.tolist()} | {name: value.round(5).tolist() for name, value in mean.items()}
 
 

@@ -330,7 +330,7 @@ def plot_spectrum(image: np.ndarray, reference: np.ndarray, blended: np.ndarray)
 @_styled
 def plot_defects(panels: dict) -> Figure:
     """Contact sheet of images by name: one panel a defect (Section III.a)."""
-    fig, axes = _grid(len(panels), 4, next(iter(panels.values())).shape)
+    fig, axes = _grid(len(panels), 5, next(iter(panels.values())).shape)
     for ax, (name, image) in zip(axes, panels.items(), strict=True):
         _draw(ax, _unit(image, name), name)
     return fig
@@ -871,16 +871,21 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence]) -> str:
 
 @_styled
 def plot_sparsification(curve, *, ax: Axes | None = None) -> Figure:
-    """Error left once the most uncertain pixels are taken away (`Sparsification`, or several of one error by name).
+    """Error left once the most uncertain pixels are taken away (`Sparsification`, or several by name).
 
-    Over the error of all pixels; beside it what the true error's own order leaves, and what chance leaves.
+    Over the error of all pixels; beside each, thin, what the true error's own order leaves, and what chance leaves.
     """
     curves = dict(curve) if isinstance(curve, dict) else {"uncertainty": curve}
     if ax is None:
         ax = NotebookFigure(figsize=(4.8, 3.4), layout="constrained").subplots()
     for name, one in curves.items():
-        ax.plot(100 * one.removed, one.left / one.random, "o-", markersize=3, label=f"{name}, AUSE {one.ause:.2f}")
-    ax.plot(100 * one.removed, one.oracle / one.random, color=INK, lw=1, label="the true error's order")
+        (line,) = ax.plot(
+            100 * one.removed, one.left / one.random, "o-", markersize=3, label=f"{name}, AUSE {one.ause:.2f}"
+        )
+        own = {} if len(curves) > 1 else {"label": "the true error's order"}
+        ax.plot(100 * one.removed, one.oracle / one.random, color=line.get_color() if not own else INK, lw=1, **own)
+    if len(curves) > 1:
+        ax.plot([], [], color=INK, lw=1, label="the true error's order")
     ax.plot(100 * one.removed, np.ones(len(one.removed)), color=INK, lw=1, ls=":", label="at random")
     ax.set(xlabel="most uncertain pixels taken away (%)", ylabel="error left / error of all", ylim=(0, None))
     ax.legend()

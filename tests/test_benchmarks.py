@@ -439,24 +439,53 @@ def test_card_tells_causes_of_what_is_missed_alone():
     columns = ["pairs", "n", "method", "raw PSNR", "aligned PSNR", "precision", "grain recall", "twin recall"]
     columns += ["G within 0.25", "G within 0.25, twins left out"]
     rows = [["paper", 9, name, *[[0.5, 0.4, 0.6]] * 7] for name in ("network", "truth")]
+    hard = [
+        "pairs",
+        "n",
+        "method",
+        "twins found",
+        "apart",
+        "apart, 0 to 6 px wide",
+        "on scratches, raw",
+        "on scratches",
+    ]
+    hard += ["off scratches, raw", "off scratches", shipped_weights.FROM_E112, "fewer than 50 grains"]
+    pair = [["paper", 9, name, *[[0.3, 0.2, 0.4]] * 9] for name in ("noisy", "network", "truth")]
+    steel = ["smaller by", "strength", "method", "draws", "precision", "recall"]
+    dirty = [[1, 0.6, name, 6, [p, p, p], [r, r, r]] for name, p, r in (("noisy", 0.7, 0.9), ("network", 0.9, 0.8))]
+    parts = {
+        "table": {"columns": columns, "rows": rows},
+        "hard_pair": {"columns": hard, "rows": pair},
+        "steel": {"columns": steel, "rows": dirty},
+    }
+
+    def told(missed):
+        return "\n".join(shipped_weights.causes(parts | {"targets": {"rows": missed}}))
+
     missed = [["paper: scratch pixels restored, raw", "", 0.1, False, "set"], ["steel: F", "", 0.1, True, "set"]]
-    text = "\n".join(shipped_weights.causes({"table": {"columns": columns, "rows": rows}, "targets": {"rows": missed}}))
-    assert "- Scratches" in text and text.count("\n- ") == 1
+    text = told(missed)
+    assert "- Scratches: of their pixels 0.30 (paper)" in text and text.count("\n- ") == 1
     missed[1][3] = False
     missed += [["clean in (paper), raw PSNR (dB)", "", 27.0, False, "set"]]
-    text = "\n".join(shipped_weights.causes({"table": {"columns": columns, "rows": rows}, "targets": {"rows": missed}}))
-    assert "- Steel" in text and "- Clean in" in text and text.count("\n- ") == 3
+    text = told(missed)
+    assert "at 0.6, precision from 0.70 to 0.90 and recall from 0.90 to 0.80" in text
+    assert "- Clean in" in text and text.count("\n- ") == 3
+    assert "0 to 6 px wide 0.30 (paper) of 0.30 (paper)" in told([["paper: boundary F", "", 0.1, False, "set"]])
 
 
 def test_card_tells_which_rivals_were_trained_as_long():
     long = {
         "rows": [["network", 6000, 1.45, 20.0], ["DnCNN", 9000, 1.44, 18.0]],
         "size": [64, 17],
-        "tried": [0] * 6,
+        "recipe": {"learning_rate": 2e-3},
+        "tried": [[64, 17, rate] for rate in (1e-3, 2e-3, 4e-3) * 2],
         "pilot": 75,
     }
     told = shipped_weights.trained_beside({"noisy", "DnCNN, as long"}, {"long": long})
     assert "1.44 h, 64 wide and 17 deep (of 6 sizes" in told[0] and "75 s each" in told[1] and "1.45 h" in told[1]
+    assert "an end of those tried" not in told[2]
+    long["recipe"]["learning_rate"] = 4e-3
+    assert "0.004, is at an end of those tried (0.001 to 0.004)" in shipped_weights.at_rates_end(long)
     assert "No DnCNN" in shipped_weights.trained_beside({"noisy", "DnCNN, short"}, {"long": long})[1]
     assert shipped_weights.trained_beside(set(), {}) == []
     assert "(0.5) (paper)" in shipped_weights.at_ends({"at an end of the grid": {"paper": ["gaussian (0.5)"]}})[0]
