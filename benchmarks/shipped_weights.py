@@ -430,13 +430,15 @@ def trained_beside(named: set[str], dncnn: dict) -> list[str]:
 
 
 def at_rates_end(long: dict) -> str:
-    """That a rate beyond those tried might have been better, where the first or the last of them won."""
-    rates = sorted({row[2] for row in long["tried"]})
-    end = long["recipe"]["learning_rate"] in (rates[0], rates[-1])
-    return (
-        f" Its rate, {long['recipe']['learning_rate']:g}, is at an end of those tried ({rates[0]:g} to {rates[-1]:g})."
-        * end
+    """That another rate might have been better: one beyond those tried, or one tried since the training."""
+    used, rates = long["recipe"]["learning_rate"], sorted({row[2] for row in long["tried"]})
+    best = max(long["tried"], key=lambda row: row[-1])
+    told = f" Its rate, {used:g}, is at an end of those tried ({rates[0]:g} to {rates[-1]:g})." * (
+        used in (rates[0], rates[-1])
     )
+    if best[:3] != [*long["size"], used]:
+        told += f" Tried since, {best[0]} wide, {best[1]} deep at {best[2]:g} is the best after the same seconds."
+    return told
 
 
 def attention_pays(table: dict) -> list[str]:

@@ -478,7 +478,7 @@ def test_card_tells_which_rivals_were_trained_as_long():
         "rows": [["network", 6000, 1.45, 20.0], ["DnCNN", 9000, 1.44, 18.0]],
         "size": [64, 17],
         "recipe": {"learning_rate": 2e-3},
-        "tried": [[64, 17, rate] for rate in (1e-3, 2e-3, 4e-3) * 2],
+        "tried": [[w, 17, rate, 1.0, 75, w - abs(rate - 2e-3)] for w in (32, 64) for rate in (1e-3, 2e-3, 4e-3)],
         "pilot": 75,
     }
     told = shipped_weights.trained_beside({"noisy", "DnCNN, as long"}, {"long": long})
@@ -486,6 +486,7 @@ def test_card_tells_which_rivals_were_trained_as_long():
     assert "an end of those tried" not in told[2]
     long["recipe"]["learning_rate"] = 4e-3
     assert "0.004, is at an end of those tried (0.001 to 0.004)" in shipped_weights.at_rates_end(long)
+    assert "Tried since, 64 wide, 17 deep at 0.002 is the best" in shipped_weights.at_rates_end(long)
     assert "No DnCNN" in shipped_weights.trained_beside({"noisy", "DnCNN, short"}, {"long": long})[1]
     assert shipped_weights.trained_beside(set(), {}) == []
     assert "(0.5) (paper)" in shipped_weights.at_ends({"at an end of the grid": {"paper": ["gaussian (0.5)"]}})[0]
@@ -505,7 +506,12 @@ def test_dncnn_takes_the_size_that_validation_prefers_and_the_time_it_is_given(m
     chosen = dncnn.plan(data, data, seconds=600.0, pilot=6.0)
     assert chosen["size"] == (6, 4) and chosen["recipe"]["learning_rate"] == 1e-3
     assert chosen["recipe"]["steps"] == 1000 and chosen["recipe"]["dropout_until"] == 1
-    assert [row[4] for row in chosen["tried"]] == [15] * 4 + [10] * 4
+    count = len(dncnn.RATES)
+    assert [row[4] for row in chosen["tried"]] == [15] * count + [10] * count
+    less = [row for row in chosen["tried"] if row[2] != dncnn.RATES[-1]]
+    monkeypatch.setattr(dncnn, "seconds_a_step", None)  # known of an earlier plan
+    again = dncnn.plan(data, data, seconds=600.0, pilot=6.0, tried=less)
+    assert sorted(again["tried"]) == sorted(chosen["tried"]) and again["recipe"] == chosen["recipe"]
     shipped = shipped_weights.RECIPE
     assert chosen["recipe"]["crop"] == shipped.crop and chosen["recipe"]["batch"] == shipped.batch
 
