@@ -543,7 +543,7 @@ def halved(ablation: dict) -> str:
     gaps = {kind: row[ablation["columns"].index(f"{kind}, twin gap")] for kind in ("paper", "varied")}
     told = " and ".join(f"{mean:+.2f} ({low:+.2f} to {high:+.2f}, {kind})" for kind, (mean, low, high) in gaps.items())
     seeds = f"{row[1]} seeds" if row[1] > 1 else "one seed"
-    return f" At full resolution, narrower for the same work, the ablation finds {told} more of the twins ({seeds})."
+    return f" At full resolution, and narrower, the ablation finds {told} more of the twins ({seeds})."
 
 
 def grouped(rivals: dict, part: str, first: int) -> list[str]:
@@ -675,8 +675,11 @@ def steps_kept(ablation: dict, network: mdn.NetworkConfig, recipe: mdn.TrainingC
             )
             where = [name for name, gap in zip(gaps, cells(variant, gaps), strict=True) if (gap[1] or 0) > 0]
             nearer = value == row if isinstance(row, str) else abs(value - row) < abs(value - first)
-            as_the_row[nearer] += [f"{variant} ({'; '.join(where)})"] * bool(where)
+            seeds = ", one seed" * (cells(variant, ["seeds"]) == [1])
+            as_the_row[nearer] += [f"{variant} ({'; '.join(where)}{seeds})"] * bool(where)
     parts = [[variant, *cells(variant, [*gaps, "seeds"])] for variant in PARTS if variant in rows]
+    sown = [gap for name, row in list(rows.items())[1:] if row[of.index("seeds")] > 2 for gap in cells(name, gaps)]
+    nothing = sum(low <= 0 <= high for _, low, high in sown)
     if not lines:
         return ["What each step of the recipe is worth is not measured here: `python -m benchmarks.ablation`.", ""]
     return [
@@ -688,6 +691,7 @@ def steps_kept(ablation: dict, network: mdn.NetworkConfig, recipe: mdn.TrainingC
         "",
         f"The last training is as the row, or nearer to it, which gains: {', '.join(as_the_row[True]) or 'none'}.",
         f"It is not, though the row gains: {', '.join(as_the_row[False]) or 'none'}.",
+        f"Of {len(sown)} gaps over three seeds, {nothing} hold 0: what one seed shows can be its luck.",
         "",
         "Parts of the pairs, left out or put in:",
         "",
