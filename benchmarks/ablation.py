@@ -6,8 +6,9 @@ shipped was chosen by them, and the test pairs are left for the end. The annotat
 nothing. DnCNN gets the processor seconds that the first row took instead; it and the gate as printed, which does not
 learn at the sigmoid's rate, get the best of some rates, which the file names. The network is half as wide as the
 shipped one and the training short: the table says what each part is worth at this budget. Rows go to
-results/ablation.json one by one, from as many such commands at once as there are cores; their weights stay beside the
-pairs, where `benchmarks.rivals` finds those of the first three, which are trained again where they are gone.
+results/ablation.json one by one, from several such commands at once, each with rows of its own; their weights
+stay beside the pairs, where `benchmarks.rivals` finds those of the first three, which are trained again where they are
+gone.
 """
 
 from __future__ import annotations
@@ -248,7 +249,7 @@ def main() -> None:
         machine = f"{platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__} on {jax.default_backend()}"
         told = {"command": "python -m benchmarks.ablation", "commit": commit, "machine": machine, "setting": setting}
         told |= {"variants": {variant: asdict(differs) for variant, differs in VARIANTS.items()}}
-        with open(directory / "results.lock", "w") as lock:
+        with open(RESULTS.with_suffix(".lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # another such command may have added rows since
             runs = kept()
             runs.setdefault(name, {})[seed] = run

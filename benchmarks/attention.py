@@ -119,8 +119,9 @@ def set_table(denoiser: Denoiser, maps: list[AttentionMaps], pairs: Pairs, chose
 
 
 def silencing_table(denoiser: Denoiser, pairs: Pairs, chosen: np.ndarray) -> tuple[Table, dict[str, np.ndarray]]:
-    """The channels that are missed most and least, by the mean over images, which they are told of as well: of so many
-    channels the largest loss is in part luck. All of them as fields.
+    """The channels that are missed most and least, by the mean over images; all of them as fields.
+
+    The interval of a channel's loss is by image, and not corrected for that it was chosen among all of them.
     """
     found, arrays = [], (pairs.noisy, pairs.clean, pairs.defects, pairs.boundaries)
     for i in chosen:
