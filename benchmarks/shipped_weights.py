@@ -51,6 +51,7 @@ RIVALS = RESULTS.with_name("rivals.json")
 UNCERTAINTY = RESULTS.with_name("uncertainty.json")
 ABLATION = RESULTS.with_name("ablation.json")
 DNCNN = RESULTS.with_name("dncnn.json")
+INFERENCE = RESULTS.with_name("inference.json")
 STEPS = (  # of network and recipe, and the rows of the ablation that switch them
     ("attention", "no attention"),
     ("gate", "gate as printed (LeakyReLU)"),
@@ -254,6 +255,13 @@ def other(study: dict) -> str:
     """That a study is of other weights than those in the box, where it is."""
     same = study.get("sha256") == mdn.load_denoiser().metadata.get("sha256")
     return "" if same else ", **of other weights than these**"
+
+
+def elsewhere(inference: dict) -> str:
+    """Seconds a megapixel of the network in the sitting that set it beside PyTorch's."""
+    rows = [row for row in inference.get("speed", ABSENT)["rows"] if row[1] == OURS]
+    told = ", ".join(f"{row[-1]:.2f} ({row[0]} px a side)" for row in rows)
+    return f" In another sitting the network took {told}: `{inference['speed']['command']}`." if rows else ""
 
 
 def untimed(rivals: dict) -> str:
@@ -900,7 +908,8 @@ def card(
             "",
             *told(rivals, "looks", grouped(rivals, "looks", 3)),
             "### Seconds a megapixel",
-            f"On {seconds.get('machine', 'one machine')}.",
+            f"On {seconds.get('machine', 'one machine')}, all in one sitting: compare within the table."
+            + elsewhere(read_study(INFERENCE)),
             "",
             *told(rivals, "seconds", markdown(seconds["columns"], seconds["rows"])),
             "## Where not to trust it",
