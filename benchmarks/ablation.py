@@ -86,6 +86,7 @@ VARIANTS = {
     "none in space alone": Variant(without=("space alone",)),
     "no looks of etching": Variant(without=("looks",)),
     "full resolution, as wide for the same work": Variant({"scale": 1, "width": 16}),
+    "full resolution, for the work of twice as wide": Variant({"scale": 1}),
     "twice as wide": Variant({"width": 2 * NARROW.width}),
     "no dropout": Variant({"dropout": 0.0}),
     "half the rate": Variant(training={"learning_rate": BUDGET["learning_rate"] / 2}),

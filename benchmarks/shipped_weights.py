@@ -211,6 +211,7 @@ PARTS = (  # of the pairs, and the rows of the ablation that leave them out
 )
 LITTLE = 0.5  # of a defect's squared error
 FULL, FROM_E112 = "full resolution, as wide for the same work", "G within 0.25 of E112's"
+MINUTES = "processor minutes"  # of a training of the ablation
 RIM = "px off"  # how a control of `benchmarks.rivals` tells the surroundings of a defect
 ABSENT = {"columns": [], "rows": []}
 Rows = list[list]
@@ -261,7 +262,8 @@ def elsewhere(inference: dict) -> str:
     """Seconds a megapixel of the network in the sitting that set it beside PyTorch's."""
     rows = [row for row in inference.get("speed", ABSENT)["rows"] if row[1] == OURS]
     told = ", ".join(f"{row[-1]:.2f} ({row[0]} px a side)" for row in rows)
-    return f" In another sitting the network took {told}: `{inference['speed']['command']}`." if rows else ""
+    source = f"`{inference['speed']['command']}`, commit {inference['speed']['commit']}" if rows else ""
+    return f" In another sitting the network took {told} ({source}); what slowed this one is not known." * bool(rows)
 
 
 def untimed(rivals: dict) -> str:
@@ -530,8 +532,8 @@ def causes(rivals: dict, ablation: dict | None = None) -> list[str]:
         f"{both(OURS, f'fewer than {enough} grains')} of the pairs holds fewer than the {enough} grains that E112 asks "
         "of a field.",
         "scratch": f"Scratches: of their pixels {both(OURS, 'on scratches, raw')} are within 0.1 of the truth, of the "
-        f"pixels beside them {both(OURS, 'off scratches, raw')}; after a fit of the greys "
-        f"{both(OURS, 'on scratches')}, beside them {both(OURS, 'off scratches')}. What is missing "
+        f"pixels off them {both(OURS, 'off scratches, raw')}; after a fit of the greys "
+        f"{both(OURS, 'on scratches')}, off them {both(OURS, 'off scratches')}. What is missing "
         "off scratches too is of greys, and of other defects; what more is missing on them is left of the scratch.",
         "blank field": "Blank field: little in training is without grains, and what fills the grey range of a blank "
         "field can be taken for boundaries.",
@@ -579,16 +581,17 @@ def grouped(rivals: dict, part: str, first: int) -> list[str]:
     return markdown(head, rows)
 
 
-def twins_lost(table: dict) -> str:
-    """How many of the twins the network leaves, and how many are found untouched."""
-    of = {name: place for place, name in enumerate(table["columns"])}
-    found = {(row[0], row[2]): row[of["twin recall"]][0] for row in table["rows"] if "twin recall" in of}
+def twins_lost(rivals: dict) -> str:
+    """How many of the twins apart from grain boundaries the network leaves, and how many are found untouched."""
+    hard = rivals.get("hard_pair", ABSENT)
+    found = {(row[0], row[2]): row[hard["columns"].index("apart")][0] for row in hard["rows"]}
     told = [
         f"{100 * found[kind, OURS]:.0f} % on {kind} pairs ({100 * found[kind, NOISY]:.0f} % untouched)"
         for kind in dict.fromkeys(kind for kind, _ in found)
         if None not in (found.get((kind, OURS)), found.get((kind, NOISY)))
     ]
-    return f" Of the length of twins is found, after the network, {' and '.join(told)}." * bool(told)
+    apart = f" Of twins more than {hard.get('apart')} px from grain boundaries are found, by length, "
+    return (apart + " and ".join(told) + ".") * bool(told)
 
 
 def trust(uncertainty: dict) -> list[str]:
@@ -685,6 +688,7 @@ def steps_kept(ablation: dict, network: mdn.NetworkConfig, recipe: mdn.TrainingC
         return [rows[variant][of.index(name)] for name in names]
 
     as_the_row: dict[bool, list[str]] = {True: [], False: []}
+    printed, unshown = training.RECIPES["paper"], []
     for step, variant in STEPS:
         if variant in rows:
             config, part, base = (
@@ -696,11 +700,21 @@ def steps_kept(ablation: dict, network: mdn.NetworkConfig, recipe: mdn.TrainingC
                 ablation["setting"][base][step],
             )
             lines.append(
-                [f"`{step}`", f"`{first}`", f"`{row}`", f"`{value}`", variant, *cells(variant, [*gaps, "seeds"])]
+                [
+                    f"`{step}`",
+                    f"`{first}`",
+                    f"`{row}`",
+                    f"`{value}`",
+                    variant,
+                    *cells(variant, [*gaps, "seeds", MINUTES]),
+                ]
             )
             where = [name for name, gap in zip(gaps, cells(variant, gaps), strict=True) if (gap[1] or 0) > 0]
             nearer = value == row if isinstance(row, str) else abs(value - row) < abs(value - first)
             seeds = ", one seed" * (cells(variant, ["seeds"]) == [1])
+            taken = value != getattr(printed[0] if hasattr(network, step) else printed[1], step)
+            pays = any(None not in gap and (gap[1] > 0 if nearer else gap[2] < 0) for gap in cells(variant, gaps))
+            unshown += [f"`{step}` ({variant}{seeds})"] * (taken and not pays)
             as_the_row[nearer] += [f"{variant} ({'; '.join(where)}{seeds})"] * bool(where)
     parts = [[variant, *cells(variant, [*gaps, "seeds"])] for variant in PARTS if variant in rows]
     sown = [
@@ -716,14 +730,15 @@ def steps_kept(ablation: dict, network: mdn.NetworkConfig, recipe: mdn.TrainingC
     return [
         "Steps of the recipe one by one, early in the training of a smaller network (how: the ablation), on validation",
         "pairs, as gaps to the ablation's first row (*clean in*: a truth to itself; the steel, annotated, chose",
-        "nothing):",
+        "nothing). The rows have as many steps, not as much time, which stands beside them:",
         "",
-        *markdown(["step", "first row", "this row", "last training", "variant", *gaps, "seeds"], lines, 3),
+        *markdown(["step", "first row", "this row", "last training", "variant", *gaps, "seeds", MINUTES], lines, 3),
         "",
         f"The last training is as the row, or nearer to it, which gains: {', '.join(as_the_row[True]) or 'none'}.",
         f"It is not, though the row gains: {', '.join(as_the_row[False]) or 'none'}.",
         f"Of {len(sown)} gaps over three seeds or more, {nothing} hold 0: what one seed shows can be its luck, and",
         "three are too few to show a small gap.",
+        f"Steps beyond the paper's recipe of which a row shows no gain anywhere: {', '.join(unshown) or 'none'}.",
         "",
         "Parts of the pairs, left out or put in:",
         "",
@@ -786,12 +801,13 @@ def card(
             "",
             f"The network of mdn {mdn.__version__} (Eqs. 1-10 of the paper), {parameters:,} parameters,",
             f"{kflop_a_pixel(denoiser.network):.0f} kFLOP a pixel, `{config}`.",
-            "Written by `python benchmarks/shipped_weights.py --card`; every number below comes from a run.",
+            "Written by `python benchmarks/shipped_weights.py --card`; every number below comes from a run. Studies",
+            f'name these weights by `Denoiser.metadata["sha256"]`, {str(denoiser.metadata.get("sha256"))[:12]}.',
             "",
             "## For",
             "Optical micrographs of etched, polycrystalline, single-phase metals: lessening what polishing, etching,",
             "optics and camera add, while grain boundaries stay. How much of which defect goes is measured below; of",
-            f"which little goes, under *Known failures*.{twins_lost(table)}",
+            f"which little goes, under *Known failures*.{twins_lost(rivals)}",
             "Not for: measuring twins or what it removed (pores, pits, inclusions), two-phase structures, electron",
             "micrographs.",
             "`mdn.familiarity` says when an image is unlike the training data, `mdn.uncertainty_map` where to look",
@@ -896,7 +912,8 @@ def card(
             "Boundary F with defects added (all kinds but corrosion) at several strengths, as it is and at smaller",
             "magnifications; regained: the share of the F that the defects cost which the network brings back. PSNR",
             "and SSIM are to the micrograph before they were added; ± is over draws of the defects. The boundary",
-            "detector was designed with this image at hand, which flatters every F here alike.",
+            "detector was designed with this image at hand, which flatters every F here. What is regained is a ratio",
+            "of means over few draws, and told without an interval.",
             "",
             *told(rivals, "steel", on_steel(rivals)),
             "### Large and small grains",

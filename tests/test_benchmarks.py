@@ -323,6 +323,12 @@ def measured() -> dict[str, dict]:
             "columns": columns,
             "rows": [["paper", 9, name, *values[:3], twins[name], values[4]] for name in names],
         },
+        "hard_pair": {
+            "columns": ["pairs", "n", "method", "apart"],
+            "rows": [["paper", 9, "noisy", full], ["paper", 9, "network", less]],
+            "apart": 6,
+            "enough": 50,
+        },
         "removal": {"rows": removal, "n": 3},
         "controls": {"rows": controls},
         "steel": {
@@ -388,7 +394,7 @@ def test_card_tells_what_was_found_and_where_it_fails(written):
         "| closing (512) | 0.935 |",
         "| boundaries: step | 7 | network | 0.90 ± 0.10 | 0.50 ± 0.10 | - |",
         "| round pore at 1, 2 to 4 px off, restored | 1.00 ± 0.00 | 0.80 ± 0.00 |",
-        "after the network, 50 % on paper pairs (90 % untouched).",
+        "Of twins more than 6 px from grain boundaries are found, by length, 50 % on paper pairs (90 % untouched).",
         "| paper | 30 | map | 0.87 ± 0.02 | 0.10 ± 0.02 | 0.975 |",
         "| paper: F | at least 0.9 | - | **missed** | beside |",
     ):
@@ -587,7 +593,11 @@ def test_card_tells_what_each_step_is_worth_and_whether_it_is_taken(written):
     assert row["varied, aligned gap (dB), by seed"] == "-0.200, -0.400, -0.300"
     text = written(measured()["rivals"], ablation=table)
     taken = shipped_weights.RECIPE.symmetries
-    assert f"| `symmetries` | `{taken}` | `False` | `{taken}` | no symmetries |{' -0.300 ± 0.248 |' * 9} 4 |" in text
+    assert (
+        f"| `symmetries` | `{taken}` | `False` | `{taken}` | no symmetries |{' -0.300 ± 0.248 |' * 9} 4 | 2 |" in text
+    )
+    unshown = text.partition("shows no gain anywhere: ")[2].partition("\n")[0]
+    assert "(no clean crops)" in unshown and "symmetries" not in unshown and "twice as wide" not in unshown
     same, other = (text.partition(f"{whether}, ")[2].partition("\n")[0] for whether in ("is as the row", "It is not"))
     assert "which gains: twice as wide (paper, aligned" in same
     assert "row gains: no clean crops (paper, aligned" in other and "averaged weights (paper" in other
