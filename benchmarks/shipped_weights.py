@@ -28,7 +28,15 @@ from mdn.dataset import as_config
 from mdn.defects import KINDS
 from mdn.files import write_whole
 from mdn.inference import SHIPPED
-from mdn.metrics import aligned_psnr, boundary_score, choose_threshold, detect_boundaries, matched_psnr, psnr
+from mdn.metrics import (
+    aligned_psnr,
+    boundary_score,
+    choose_threshold,
+    detect_boundaries,
+    matched_psnr,
+    mean_interval,
+    psnr,
+)
 from mdn.network import stretch, stretch_limits
 from mdn.synthesis import LOOKS, STAND_INS, PairConfig, blank_field, mounted
 from mdn.training import predict
@@ -211,6 +219,8 @@ PARTS = (  # of the pairs, and the rows of the ablation that leave them out
 )
 LITTLE = 0.5  # of a defect's squared error
 FULL, FROM_E112 = "full resolution, as wide for the same work", "G within 0.25 of E112's"
+WIDE, FULL_WORK = "twice as wide", "full resolution, for the work of twice as wide"
+EQUAL_WORK = ("aligned PSNR", "boundary F", "twin recall", "clean in")
 MINUTES = "processor minutes"  # of a training of the ablation
 RIM = "px off"  # how a control of `benchmarks.rivals` tells the surroundings of a defect
 ABSENT = {"columns": [], "rows": []}
@@ -739,11 +749,29 @@ def steps_kept(ablation: dict, network: mdn.NetworkConfig, recipe: mdn.TrainingC
         f"Of {len(sown)} gaps over three seeds or more, {nothing} hold 0: what one seed shows can be its luck, and",
         "three are too few to show a small gap.",
         f"Steps beyond the paper's recipe of which a row shows no gain anywhere: {', '.join(unshown) or 'none'}.",
+        *at_equal_work(ablation),
         "",
         "Parts of the pairs, left out or put in:",
         "",
         *markdown(["variant", *gaps, "seeds"], parts, 3),
         "",
+    ]
+
+
+def at_equal_work(ablation: dict) -> list[str]:
+    """Half resolution against full at the work of the shipped network, pair by pair."""
+    coarse, fine = (ablation.get("runs", {}).get(name, {}) for name in (WIDE, FULL_WORK))
+    seeds = sorted(coarse.keys() & fine.keys())
+    if not seeds:
+        return []
+    told = []
+    for name in (f"{kind}, {what}" for kind in ("paper", "varied") for what in EQUAL_WORK):
+        each = [np.subtract(*(np.array(runs[s]["scores"][name], float) for runs in (coarse, fine))) for s in seeds]
+        mean, low, high = mean_interval(np.mean(each, axis=0))
+        told.append(f"{name} {mean:+.2f} ({low:+.2f} to {high:+.2f})")
+    return [
+        "Half resolution less full, both at the work a pixel of the shipped network, as briefly trained: "
+        f"{'; '.join(told)} ({len(seeds)} seed{'s' * (len(seeds) > 1)}).",
     ]
 
 

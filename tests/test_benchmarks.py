@@ -596,6 +596,10 @@ def test_card_tells_what_each_step_is_worth_and_whether_it_is_taken(written):
     assert (
         f"| `symmetries` | `{taken}` | `False` | `{taken}` | no symmetries |{' -0.300 ± 0.248 |' * 9} 4 | 2 |" in text
     )
+    two = {shipped_weights.WIDE: {"0": run(0.5)}, shipped_weights.FULL_WORK: {"0": run(0.2), "1": run(9.0)}}
+    told = shipped_weights.at_equal_work({"runs": two})[0]
+    assert "paper, twin recall +0.30 (+0.30 to +0.30)" in told and "(1 seed)" in told
+    assert shipped_weights.at_equal_work({}) == []
     unshown = text.partition("shows no gain anywhere: ")[2].partition("\n")[0]
     assert "(no clean crops)" in unshown and "symmetries" not in unshown and "twice as wide" not in unshown
     same, other = (text.partition(f"{whether}, ")[2].partition("\n")[0] for whether in ("is as the row", "It is not"))
