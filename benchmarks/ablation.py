@@ -88,6 +88,7 @@ VARIANTS = {
     "full resolution, as wide for the same work": Variant({"scale": 1, "width": 16}),
     "full resolution, for the work of twice as wide": Variant({"scale": 1}),
     "twice as wide": Variant({"width": 2 * NARROW.width}),
+    "half as deep": Variant({"blocks": NARROW.blocks // 2}),
     "no dropout": Variant({"dropout": 0.0}),
     "half the rate": Variant(training={"learning_rate": BUDGET["learning_rate"] / 2}),
     "no symmetries": Variant(training={"symmetries": False}),

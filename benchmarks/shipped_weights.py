@@ -65,6 +65,7 @@ STEPS = (  # of network and recipe, and the rows of the ablation that switch the
     ("gate", "gate as printed (LeakyReLU)"),
     ("scale", "full resolution, as wide for the same work"),
     ("width", "twice as wide"),
+    ("blocks", "half as deep"),
     ("dropout", "no dropout"),
     ("dropout_until", "dropout to the end"),
     ("schedule", "Adam at 1e-4, constant"),
