@@ -415,7 +415,7 @@ def table(bench: Bench) -> Table:
 def chance(boundaries: np.ndarray, twins: np.ndarray | None = None) -> dict[str, float]:
     """What lines as dense as the true ones reach that know nothing of these: the same, shifted by half the field.
 
-    Where grains are few pixels wide, a line lies within the tolerance wherever it is.
+    boundaries, twins: bool [H, W]. Where grains are few pixels wide, a line lies within the tolerance wherever it is.
     """
     shifted = np.roll(boundaries, [n // 2 for n in boundaries.shape], (0, 1))
     shape = boundary_score(shifted, boundaries)
@@ -669,16 +669,16 @@ def hard_pair(bench: Bench) -> Table:
     for recipe in bench.recipes.values():
         test, long = recipe.test, [name for name in LONG if name in recipe.models]
         lines = [label_boundaries(labels, periodic=True) for labels in test.labels]
-        of = [twin_pixels(test, i, lines[i]) for i in range(len(test))]
-        for name in (NOISY, recipe.best, *long, NETWORK, TRUTH, GRAINS):
-            alone = name == GRAINS
-            outputs = [None] * len(test) if alone else recipe.outputs(name, test)
-            found = [
-                hard(outputs[i], test, i, of[i], lines[i], lines[i] if alone else recipe.threshold(name))
-                for i in range(len(test))
-            ]
-            columns = list(found[0])
-            rows.append([recipe.name, len(test), name, *(mean_interval([one[c] for one in found]) for c in columns)])
+        twins = [twin_pixels(test, i, lines[i]) for i in range(len(test))]
+        scores = {
+            name: [hard(x, recipe.threshold(name), test, i, twins[i]) for i, x in enumerate(recipe.outputs(name, test))]
+            for name in (NOISY, recipe.best, *long, NETWORK, TRUTH)
+        }
+        scores[GRAINS] = [twins_found(*each) for each in zip(lines, twins, strict=True)]
+        columns = list(scores[NOISY][0])
+        for name, each in scores.items():
+            told = (mean_interval([one.get(column, math.nan) for one in each]) for column in columns)
+            rows.append([recipe.name, len(test), name, *told])
     return {"columns": ["pairs", "n", "method", *columns], "rows": rows, "apart": APART, "enough": ENOUGH}
 
 
@@ -702,26 +702,27 @@ def twin_pixels(pairs: Pairs, i: int, lines: np.ndarray) -> dict[str, np.ndarray
     return masks
 
 
-def hard(output: np.ndarray | None, pairs: Pairs, i: int, twins: dict, lines: np.ndarray, how) -> dict[str, float]:
-    """The columns of `hard_pair` for one output on the i-th pair, or of lines alone.
+def twins_found(found: np.ndarray, twins: dict[str, np.ndarray]) -> dict[str, float]:
+    """Recall of each of the masks of `twin_pixels` by the lines found, bool [H, W]; NaN for an empty one."""
+    return {name: boundary_recall(found, mask) for name, mask in twins.items()}
 
-    twins: as of `twin_pixels`; lines: the pair's grain boundaries; how: the detector's threshold, or lines that stand
-    for what it found.
+
+def hard(output: np.ndarray, threshold: float, pairs: Pairs, i: int, twins: dict[str, np.ndarray]) -> dict[str, float]:
+    """The columns of `hard_pair` for one output [H, W] on the i-th pair; NaN where it holds no scratch or no twin.
+
+    threshold: of the boundary detector. twins: as of `twin_pixels`.
     """
-    found = how if output is None else detect_boundaries(output, how)
-    recall = {name: boundary_recall(found, mask) for name, mask in twins.items()}
-    told = dict.fromkeys(("on scratches, raw", "on scratches", "off scratches, raw", "off scratches"), math.nan)
-    told |= dict.fromkeys(("G too high", "G within 0.25 of E112's", f"fewer than {ENOUGH} grains"), math.nan)
-    if output is not None:
-        clean, scratches = pairs.clean[i].astype(float), pairs.defects[i] & bits(SCRATCHES) > 0
-        for what, image in ((", raw", output), ("", align(output, clean))):
-            told[f"on scratches{what}"] = restored_share(image, clean, scratches)
-            told[f"off scratches{what}"] = restored_share(image, clean, ~scratches) if scratches.any() else math.nan
-        parents = connected(pairs.labels[i], background=-1, connectivity=1)
-        off = astm(mdn.segment_grains(output, how)) - astm(parents)
-        told |= {"G too high": off, "G within 0.25 of E112's": float(abs(off) <= 0.25)}
-        told[f"fewer than {ENOUGH} grains"] = float(parents.max() < ENOUGH)
-    return recall | told
+    clean, scratches = pairs.clean[i].astype(float), pairs.defects[i] & bits(SCRATCHES) > 0
+    columns = twins_found(detect_boundaries(output, threshold), twins)
+    aligned = align(output, clean)
+    for where, mask in (("on", scratches), ("off", ~scratches)):
+        for what, image in ((", raw", output), ("", aligned)):
+            share = restored_share(image, clean, mask) if scratches.any() else math.nan
+            columns[f"{where} scratches{what}"] = share
+    parents = connected(pairs.labels[i], background=-1, connectivity=1)
+    off = astm(mdn.segment_grains(output, threshold)) - astm(parents)
+    columns |= {"G too high": off, "G within 0.25 of E112's": float(abs(off) <= 0.25)}
+    return columns | {f"fewer than {ENOUGH} grains": float(parents.max() < ENOUGH)}
 
 
 def seconds(bench: Bench) -> Table:

@@ -181,7 +181,7 @@ def test_other_parts_tell_what_was_done(bench, monkeypatch):
     lines = label_boundaries(labels, periodic=True)
     moved = np.roll(lines, (off, off), (0, 1)) | np.roll(lines, (-off, -off), (0, 1))
     masks = rivals.twin_pixels(bench.general.test, 0, lines)
-    alone = rivals.hard(None, bench.general.test, 0, masks, lines, moved)
+    alone = rivals.twins_found(moved, masks)
     assert alone["apart"] == 0 < alone["twins found"]
     assert hard["truth"]["apart"] > 0.95 and np.isnan(hard["truth"]["apart, 0 to 6 px wide"])
     assert hard["truth"]["apart, from 12 px wide"] == hard["truth"]["apart"]  # half a square of 32 px each
